@@ -1,0 +1,58 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Event, Flow, Request, Scorer, Usage};
+
+/// One model loaded in one engine.
+pub trait Engine: Send + Sync {
+    /// Which engine, which version, and what it can do.
+    fn info(&self) -> &Info;
+
+    /// Generates from a prompt and reports each token as it comes.
+    ///
+    /// `on` is called on the caller's thread, in order; returning [`Flow::Stop`] ends the request
+    /// at once. The engine's own timings are not trusted: the caller stamps the events.
+    ///
+    /// # Errors
+    /// [`Error::ContextExceeded`] where prompt and new tokens do not fit, [`Error::Failed`] where
+    /// the engine broke.
+    fn generate(
+        &self,
+        request: &Request,
+        on: &mut dyn FnMut(Event<'_>) -> Flow,
+    ) -> Result<Usage, Error>;
+
+    /// Opens a sequence whose logits can be read position by position.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] unless [`Caps::logits`] is set.
+    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error>;
+}
+
+/// Which engine this is and what was loaded into it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Info {
+    /// The engine's name, such as `native`.
+    pub engine: String,
+    /// The engine's version.
+    pub version: String,
+    /// The kernels or device in use, such as `avx512-vnni, 2 threads`.
+    pub device: String,
+    /// Vocabulary size V: the length of a row of logits.
+    pub vocab: usize,
+    /// The longest sequence, prompt and generation together, in tokens.
+    pub context: usize,
+    /// Bytes of weights held by the engine.
+    pub weight_bytes: u64,
+    pub caps: Caps,
+}
+
+/// What an engine can do. A missing ability is an error when asked for, never an invented number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caps {
+    /// Full logits for every position.
+    pub logits: bool,
+    /// Several requests are served at once.
+    pub concurrent: bool,
+    /// The same seed gives the same text.
+    pub seed: bool,
+}

@@ -1,0 +1,12 @@
+//! What every inference engine, ours or another's, can be asked: generate text, and say how
+//! likely a text is. A leaf: no runtime, no maths, no I/O.
+
+mod engine;
+mod error;
+mod request;
+mod score;
+
+pub use engine::{Caps, Engine, Info};
+pub use error::Error;
+pub use request::{Event, Finish, Flow, Request, Sampling, Usage};
+pub use score::{Logits, Scorer};
