@@ -1,0 +1,109 @@
+use std::ops::Range;
+
+use lathe_base::Buf;
+
+use crate::{AnyFormat, Error, Format, Rows};
+
+/// A row-major `[rows, cols]` matrix in some format.
+///
+/// `data` holds `rows` runs of `format.row_bytes(cols)` bytes, so that a range of rows is a range
+/// of bytes; `side` holds what belongs to the whole matrix (empty for almost every format).
+/// Cloning is cheap: the bytes are shared, be they a vector's or a memory map's.
+#[derive(Clone, Debug)]
+pub struct Blocks {
+    pub format: &'static dyn AnyFormat,
+    pub rows: usize,
+    pub cols: usize,
+    pub data: Buf,
+    pub side: Buf,
+}
+
+impl Blocks {
+    /// Takes bytes as a matrix, after a check of every length.
+    pub fn new(
+        format: &'static dyn AnyFormat,
+        rows: usize,
+        cols: usize,
+        data: Buf,
+        side: Buf,
+    ) -> Result<Self, Error> {
+        format.check(cols)?;
+        let shape = || Error::Shape { rows, cols };
+        rows.checked_mul(cols).ok_or_else(shape)?;
+        let expected = rows.checked_mul(format.row_bytes(cols)).ok_or_else(shape)?;
+        for (part, expected, found) in [
+            ("codes", expected, data.len()),
+            ("side data", format.side_bytes(rows, cols), side.len()),
+        ] {
+            if expected != found {
+                let format = format.name();
+                return Err(Error::Length { format, rows, cols, part, expected, found });
+            }
+        }
+        Ok(Self { format, rows, cols, data, side })
+    }
+
+    /// The coded bytes of one row.
+    pub fn row(&self, row: usize) -> &[u8] {
+        let bytes = self.format.row_bytes(self.cols);
+        &self.data[row * bytes..][..bytes]
+    }
+
+    /// The same matrix's rows `range`, sharing the bytes.
+    pub fn slice_rows(&self, range: Range<usize>) -> Result<Self, Error> {
+        let Range { start, end } = range;
+        if start > end || end > self.rows {
+            return Err(Error::Rows { start, end, rows: self.rows });
+        }
+        let bytes = self.format.row_bytes(self.cols);
+        Ok(Self {
+            format: self.format,
+            rows: end - start,
+            cols: self.cols,
+            data: self.data.slice(start * bytes..end * bytes),
+            side: self.format.slice_side(self, start, end),
+        })
+    }
+
+    /// The codes as typed blocks, if they are of format `F`: the way in for kernels.
+    pub fn typed<F: Format>(&self) -> Option<&[F]> {
+        (self.format.name() == F::NAME).then(|| bytemuck::cast_slice(&self.data))
+    }
+
+    /// Writes the weights of one row to `out`, which has `cols` places.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        self.format.decode_row(self, row, out);
+    }
+
+    /// All weights: for small matrices and tests.
+    pub fn decode(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        for (row, out) in out.chunks_exact_mut(self.cols.max(1)).enumerate() {
+            self.decode_row(row, out);
+        }
+        out
+    }
+
+    /// Codes the same weights in another format by rounding to nearest, a strip at a time.
+    pub fn convert(&self, to: &'static dyn AnyFormat, threads: usize) -> Result<Self, Error> {
+        if to.name() == self.format.name() {
+            return Ok(self.clone());
+        }
+        to.encode_from(self, threads)
+    }
+
+    /// Stored bytes, side bytes included.
+    pub fn bytes(&self) -> usize {
+        self.data.len() + self.side.len()
+    }
+}
+
+impl Rows for Blocks {
+    fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn read(&self, row: usize, out: &mut [f32]) {
+        self.decode_row(row, out);
+    }
+}

@@ -1,0 +1,293 @@
+use std::{fmt, marker::PhantomData};
+
+use bytemuck::Pod;
+use lathe_base::Buf;
+
+use crate::{Blocks, Error};
+
+/// One block of codes as it lies in memory: the typed side of a format.
+///
+/// Implementors have alignment 1 and no padding, so that a row of a memory-mapped file is a
+/// `&[Self]` wherever it starts; multi-byte fields are little-endian byte arrays.
+pub trait Format: Pod + Send + Sync {
+    /// The name in [`crate::FORMATS`], on the command line and in reports.
+    const NAME: &'static str;
+    /// The layout in one line, for the table of formats.
+    const LAYOUT: &'static str;
+    /// Where the numbers are specified.
+    const SOURCE: &'static str;
+    /// Weights per block.
+    const BLOCK: usize;
+    /// The largest magnitude that can be coded.
+    const LIMIT: f32;
+
+    /// Codes [`Self::BLOCK`] weights by rounding to nearest.
+    fn encode(src: &[f32]) -> Self;
+
+    /// Writes the [`Self::BLOCK`] weights that the codes stand for.
+    fn decode(&self, out: &mut [f32]);
+
+    /// An upper bound of |weight − decoded| where no weight exceeds `absmax`.
+    fn error_bound(absmax: f32) -> f32;
+
+    /// Codes a row; to be overridden where a row is faster than its blocks.
+    fn encode_row(src: &[f32], dst: &mut [Self]) {
+        for (src, dst) in src.chunks_exact(Self::BLOCK).zip(dst) {
+            *dst = Self::encode(src);
+        }
+    }
+
+    /// Decodes a row; to be overridden where a row is faster than its blocks.
+    fn decode_row(src: &[Self], out: &mut [f32]) {
+        for (src, out) in src.iter().zip(out.chunks_exact_mut(Self::BLOCK)) {
+            src.decode(out);
+        }
+    }
+}
+
+/// A source of weights that is read row by row, so that nothing large is ever expanded.
+pub trait Rows: Sync {
+    /// `(rows, cols)`.
+    fn shape(&self) -> (usize, usize);
+    /// Writes row `row` to `out`, which has `cols` places.
+    fn read(&self, row: usize, out: &mut [f32]);
+}
+
+/// A format whose type is not known until a file or a user names it.
+pub trait AnyFormat: fmt::Debug + Send + Sync + 'static {
+    /// The name in [`crate::FORMATS`], on the command line and in reports.
+    fn name(&self) -> &'static str;
+    /// The layout in one line, for the table of formats.
+    fn layout(&self) -> &'static str;
+    /// Where the numbers are specified.
+    fn source(&self) -> &'static str;
+    /// The number of columns must be a multiple of this; 1 means any number.
+    fn block(&self) -> usize;
+    /// Bytes of one coded row; meaningful only for columns that [`AnyFormat::check`] accepts.
+    fn row_bytes(&self, cols: usize) -> usize;
+    /// The largest magnitude that can be coded.
+    fn limit(&self) -> f32;
+    /// An upper bound of |weight − decoded| where no weight of the matrix exceeds `absmax`.
+    fn error_bound(&self, absmax: f32) -> f32;
+
+    /// Codes rows of `cols` weights each, independently of one another, by rounding to nearest.
+    ///
+    /// Weights are expected to be finite and within [`AnyFormat::limit`]; others give codes
+    /// without meaning, but no panic. [`AnyFormat::encode`] checks.
+    fn encode_rows(&self, cols: usize, src: &[f32], dst: &mut [u8]);
+
+    /// Writes the weights of one row to `out`, which has `blocks.cols` places.
+    fn decode_row(&self, blocks: &Blocks, row: usize, out: &mut [f32]);
+
+    /// Bytes that belong to the whole matrix and not to one row ([`Blocks::side`]).
+    fn side_bytes(&self, _rows: usize, _cols: usize) -> usize {
+        0
+    }
+
+    /// The side bytes of `blocks`' rows from `start` on, for [`Blocks::slice_rows`].
+    fn slice_side(&self, blocks: &Blocks, _start: usize, _end: usize) -> Buf {
+        blocks.side.clone()
+    }
+
+    /// All bytes of a `[rows, cols]` matrix, side bytes included.
+    fn bytes(&self, rows: usize, cols: usize) -> usize {
+        rows * self.row_bytes(cols) + self.side_bytes(rows, cols)
+    }
+
+    /// Stored bits per weight of a `[rows, cols]` matrix, scales and all other overhead included.
+    fn bits_per_weight(&self, rows: usize, cols: usize) -> f64 {
+        8.0 * self.bytes(rows, cols) as f64 / (rows * cols) as f64
+    }
+
+    /// Whether rows of `cols` weights can be coded.
+    fn check(&self, cols: usize) -> Result<(), Error> {
+        if cols.is_multiple_of(self.block()) {
+            Ok(())
+        } else {
+            Err(Error::Columns { format: self.name(), block: self.block(), cols })
+        }
+    }
+
+    /// Codes a matrix by rounding to nearest, with the same result for any number of `threads`.
+    ///
+    /// **Errors**: columns that are no multiple of the block; NaN, infinite or too large weights,
+    /// with their place.
+    fn encode(
+        &self,
+        rows: usize,
+        cols: usize,
+        src: &[f32],
+        threads: usize,
+    ) -> Result<Blocks, Error> {
+        self.encode_from(&Slice::new(self.name(), rows, cols, src)?, threads)
+    }
+
+    /// As [`AnyFormat::encode`], reading the rows as they are needed: memory stays at the coded
+    /// bytes and one strip of rows per thread.
+    fn encode_from(&self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error>;
+}
+
+/// The erased twin of a [`Format`], for [`crate::FORMATS`].
+pub struct Erased<F>(PhantomData<fn() -> F>);
+
+impl<F> Erased<F> {
+    /// The one value of this type.
+    #[allow(clippy::new_without_default)] // `Default` cannot be used in a `static`.
+    pub const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<F: Format> fmt::Debug for Erased<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(F::NAME)
+    }
+}
+
+impl<F: Format> AnyFormat for Erased<F> {
+    fn name(&self) -> &'static str {
+        F::NAME
+    }
+
+    fn layout(&self) -> &'static str {
+        F::LAYOUT
+    }
+
+    fn source(&self) -> &'static str {
+        F::SOURCE
+    }
+
+    fn block(&self) -> usize {
+        F::BLOCK
+    }
+
+    fn row_bytes(&self, cols: usize) -> usize {
+        cols.div_ceil(F::BLOCK).saturating_mul(size_of::<F>())
+    }
+
+    fn limit(&self) -> f32 {
+        F::LIMIT
+    }
+
+    fn error_bound(&self, absmax: f32) -> f32 {
+        F::error_bound(absmax)
+    }
+
+    fn encode_rows(&self, cols: usize, src: &[f32], dst: &mut [u8]) {
+        if cols == 0 {
+            return;
+        }
+        let dst: &mut [F] = bytemuck::cast_slice_mut(dst);
+        for (src, dst) in src.chunks_exact(cols).zip(dst.chunks_exact_mut(cols / F::BLOCK)) {
+            F::encode_row(src, dst);
+        }
+    }
+
+    fn decode_row(&self, blocks: &Blocks, row: usize, out: &mut [f32]) {
+        F::decode_row(bytemuck::cast_slice(blocks.row(row)), out);
+    }
+
+    fn encode_from(&self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error> {
+        encode_strips(self, source, threads)
+    }
+}
+
+/// Weights in memory as a source of rows.
+struct Slice<'a> {
+    rows: usize,
+    cols: usize,
+    data: &'a [f32],
+}
+
+impl<'a> Slice<'a> {
+    fn new(format: &'static str, rows: usize, cols: usize, data: &'a [f32]) -> Result<Self, Error> {
+        let expected = rows.checked_mul(cols).ok_or(Error::Shape { rows, cols })?;
+        if data.len() == expected {
+            Ok(Self { rows, cols, data })
+        } else {
+            let (expected, found) = (expected.saturating_mul(4), data.len().saturating_mul(4));
+            Err(Error::Length { format, rows, cols, part: "weights", expected, found })
+        }
+    }
+}
+
+impl Rows for Slice<'_> {
+    fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn read(&self, row: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.data[row * self.cols..][..self.cols]);
+    }
+}
+
+/// Weights in a strip of rows: 256 KiB of f32, so that a strip stays in the second-level cache.
+const STRIP: usize = 1 << 16;
+
+/// Codes `source` strip by strip on `threads` threads. Rows do not depend on one another, hence
+/// neither does the result on the number of threads.
+pub(crate) fn encode_strips(
+    format: &(impl AnyFormat + ?Sized),
+    source: &dyn Rows,
+    threads: usize,
+) -> Result<Blocks, Error> {
+    let (rows, cols) = source.shape();
+    format.check(cols)?;
+    let row_bytes = format.row_bytes(cols);
+    let total = rows.checked_mul(row_bytes).ok_or(Error::Shape { rows, cols })?;
+    let mut data = vec![0; total];
+    let strip = (STRIP / cols.max(1)).clamp(1, rows.max(1));
+    let threads = threads.clamp(1, rows.div_ceil(strip).max(1));
+    let share = rows.div_ceil(threads).max(1);
+    let work = |first: usize, dst: &mut [u8]| -> Result<(), Error> {
+        let mut weights = vec![0.0; strip * cols];
+        let count = dst.len().checked_div(row_bytes).unwrap_or(0);
+        for start in (0..count).step_by(strip) {
+            let n = strip.min(count - start);
+            for (i, row) in weights[..n * cols].chunks_exact_mut(cols.max(1)).enumerate() {
+                source.read(first + start + i, row);
+                check_row(format, first + start + i, row)?;
+            }
+            let dst = &mut dst[start * row_bytes..][..n * row_bytes];
+            format.encode_rows(cols, &weights[..n * cols], dst);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let parts = data.chunks_mut((share * row_bytes).max(1)).enumerate();
+        let running: Vec<_> =
+            parts.map(|(i, dst)| scope.spawn(move || work(i * share, dst))).collect();
+        // Joined in order: of several bad weights the first one is reported.
+        running.into_iter().try_for_each(|part| {
+            part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })?;
+    Ok(Blocks { format: erase(format), rows, cols, data: data.into(), side: Buf::new() })
+}
+
+/// The line of the table that is `format`.
+fn erase(format: &(impl AnyFormat + ?Sized)) -> &'static dyn AnyFormat {
+    let name = format.name();
+    crate::FORMATS
+        .iter()
+        .copied()
+        .find(|f| f.name() == name)
+        .expect("every format that encodes is a line of FORMATS")
+}
+
+fn check_row(format: &(impl AnyFormat + ?Sized), row: usize, weights: &[f32]) -> Result<(), Error> {
+    let limit = format.limit();
+    // `!(a <= b)` and not `a > b`: a NaN must not pass.
+    #[allow(clippy::neg_cmp_op_on_partial_ord)]
+    let bad = |x: f32| !(x <= limit);
+    if !bad(crate::round::absmax(weights)) {
+        return Ok(());
+    }
+    let col = weights.iter().position(|x| bad(x.abs())).unwrap_or(0);
+    let value = weights[col];
+    if value.is_finite() {
+        Err(Error::TooLarge { format: format.name(), row, col, value, limit })
+    } else {
+        Err(Error::NotFinite { row, col, value })
+    }
+}

@@ -1,0 +1,24 @@
+//! Grids and layouts: how the numbers of a row-major `[rows, cols]` matrix are coded in bytes.
+//!
+//! A format knows neither the container that its bytes are stored in (`lathe-files`) nor the
+//! algorithm that chooses the codes (`lathe-quantizers`); [`AnyFormat::encode`] is plain rounding
+//! to nearest. Each format is one module that implements [`Format`] (or, where a row is not a
+//! run of equal blocks, [`AnyFormat`] itself) and one line of [`FORMATS`].
+
+// A block type is plain bytes; saying so to `bytemuck` for a generic type needs `unsafe impl`.
+#![allow(unsafe_code)]
+
+mod blocks;
+mod dense;
+mod error;
+mod format;
+mod q8_0;
+mod round;
+mod table;
+
+pub use blocks::Blocks;
+pub use dense::{BF16, F16, F32};
+pub use error::Error;
+pub use format::{AnyFormat, Erased, Format, Rows};
+pub use q8_0::Q8_0;
+pub use table::{FORMATS, by_name};

@@ -1,0 +1,55 @@
+//! Rounding that every vector unit can do: no library calls, no branches.
+
+/// 1.5 · 2²³: adding it leaves a small number's nearest integer (ties to even) in the low bits.
+const MAGIC: f32 = 12_582_912.0;
+
+/// The nearest integer, ties to even; for |x| < 2²².
+#[inline(always)]
+pub(crate) fn half_even(x: f32) -> i32 {
+    (x + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32
+}
+
+/// The nearest integer, ties away from zero; for |x| < 2²².
+#[inline(always)]
+pub(crate) fn half_away(x: f32) -> i32 {
+    let a = x.abs();
+    let even = (a + MAGIC) - MAGIC;
+    let away = even + if a - even == 0.5 { 1.0 } else { 0.0 };
+    half_even(away.copysign(x))
+}
+
+/// The largest magnitude, 0 for an empty slice; NaN counts as larger than infinity.
+#[inline(always)]
+pub(crate) fn absmax(values: &[f32]) -> f32 {
+    // Magnitudes of IEEE numbers are ordered like their bits, and integer maxima vectorise.
+    let bits = values.iter().fold(0, |most: i32, x| most.max((x.to_bits() & 0x7fff_ffff) as i32));
+    f32::from_bits(bits as u32)
+}
+
+/// 1 / `x`, or 0 where that is not a finite number.
+#[inline(always)]
+pub(crate) fn inverse(x: f32) -> f32 {
+    let inverse = 1.0 / x;
+    if inverse.is_finite() { inverse } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_agrees_with_the_standard_library() {
+        let near_half = f32::from_bits(0.5f32.to_bits() - 1);
+        for x in (-1200..1200).map(|i| i as f32 / 8.0).chain([near_half, -near_half]) {
+            assert_eq!(half_away(x), x.round() as i32, "{x}");
+            assert_eq!(half_even(x), x.round_ties_even() as i32, "{x}");
+        }
+    }
+
+    #[test]
+    fn a_nan_is_the_largest_magnitude() {
+        assert_eq!(absmax(&[]), 0.0);
+        assert_eq!(absmax(&[-3.0, 2.0]), 3.0);
+        assert!(absmax(&[1.0, f32::NAN, f32::INFINITY]).is_nan());
+    }
+}
