@@ -21,6 +21,24 @@ pub trait Engine: Send + Sync {
         on: &mut dyn FnMut(Event<'_>) -> Flow,
     ) -> Result<Usage, Error>;
 
+    /// Generates from several prompts at once, sharing each pass over the weights.
+    ///
+    /// `on` hears the index of the request with each event; [`Flow::Stop`] ends that request only.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] unless [`Caps::batch`] is set.
+    fn generate_batch(
+        &self,
+        requests: &[Request],
+        on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
+    ) -> Result<Vec<Usage>, Error> {
+        let (_, _) = (requests, on);
+        Err(Error::Unsupported {
+            engine: self.info().engine.clone(),
+            what: "generate from several prompts in one batch".to_owned(),
+        })
+    }
+
     /// Opens a sequence whose logits can be read position by position.
     ///
     /// # Errors
@@ -51,8 +69,8 @@ pub struct Info {
 pub struct Caps {
     /// Full logits for every position.
     pub logits: bool,
-    /// Several requests are served at once.
-    pub concurrent: bool,
+    /// Several prompts are generated from in one batch.
+    pub batch: bool,
     /// The same seed gives the same text.
     pub seed: bool,
 }

@@ -18,6 +18,11 @@ pub struct Interval {
 }
 
 impl Interval {
+    /// A quantity without sampling error, such as a size on disk.
+    pub fn exact(value: f64) -> Self {
+        Self { low: value, point: value, high: value, level: 1.0, n: 1, method: Method::Exact }
+    }
+
     /// The confidence with which one end alone bounds the true value.
     pub fn one_sided_level(&self) -> f64 {
         1.0 - (1.0 - self.level) / 2.0
@@ -66,6 +71,8 @@ impl fmt::Display for Interval {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
+    /// Counted, not estimated.
+    Exact,
     /// Student's t on the values.
     StudentT,
     /// Student's t on the logarithms, then back: for ratios and other positive quantities.

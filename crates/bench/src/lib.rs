@@ -1,0 +1,16 @@
+//! Measures an engine: load shapes, trials in fresh processes, raw samples, and the figures that
+//! follow from them. Knows engines only through `lathe_api`.
+
+mod child;
+mod error;
+mod figures;
+mod rounds;
+mod sample;
+mod workload;
+
+pub use child::{Launcher, Order, answer};
+pub use error::Error;
+pub use figures::{Figures, figures, ratio};
+pub use rounds::{Round, rounds};
+pub use sample::{BatchSample, RequestSample, Trial};
+pub use workload::{Workload, measure};

@@ -1,0 +1,125 @@
+use std::time::Instant;
+
+use lathe_api::{Engine, Event, Flow, Request, Sampling};
+use lathe_base::{Progress, Seconds};
+use lathe_machine::peak_resident;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::{BatchSample, Error, RequestSample, Trial};
+
+/// What an engine is asked to do while it is timed.
+///
+/// Prompts are drawn token by token from the vocabulary by the seed, as llama-bench does: every
+/// engine gets the same ids, no tokenizer is involved, and a dense model's speed does not depend
+/// on what they say. Generation is greedy and runs past end-of-text tokens, so that every
+/// candidate makes the same number of tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    pub prompt_tokens: usize,
+    pub new_tokens: usize,
+    /// Requests in a trial, one after another, after the warm-up.
+    pub requests: usize,
+    /// Requests before that, not counted.
+    pub warmup: usize,
+    /// Numbers of streams to decode together; 1 is measured by `requests`.
+    pub streams: Vec<usize>,
+    pub seed: u64,
+}
+
+impl Workload {
+    /// The longest sequence that the workload makes.
+    pub fn context(&self) -> usize {
+        self.prompt_tokens + self.new_tokens
+    }
+
+    fn request(&self, vocab: usize, number: u64) -> Request {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed.wrapping_add(number));
+        let vocab = u32::try_from(vocab.max(1)).unwrap_or(u32::MAX);
+        Request {
+            prompt: (0..self.prompt_tokens).map(|_| rng.random_range(0..vocab)).collect(),
+            max_tokens: self.new_tokens,
+            sampling: Sampling::default(),
+            stop_tokens: Vec::new(),
+            stop_strings: Vec::new(),
+            ignore_stop: true,
+        }
+    }
+}
+
+/// Runs a workload on a loaded engine, stamping every event with one clock.
+///
+/// # Errors
+/// The engine's own, or [`Error::ShortAnswer`] where it generated less than it was asked.
+pub fn measure(
+    engine: &dyn Engine,
+    load: Seconds,
+    workload: &Workload,
+    progress: &dyn Progress,
+) -> Result<Trial, Error> {
+    let vocab = engine.info().vocab;
+    let mut requests = Vec::with_capacity(workload.requests);
+    for number in 0..workload.warmup + workload.requests {
+        progress.check()?;
+        let sample = single(engine, &workload.request(vocab, number as u64))?;
+        if number >= workload.warmup {
+            requests.push(sample);
+        }
+    }
+    let mut batches = Vec::new();
+    for &streams in workload.streams.iter().filter(|&&n| n > 1 && engine.info().caps.batch) {
+        progress.check()?;
+        batches.push(batch(engine, workload, streams)?);
+    }
+    Ok(Trial { info: engine.info().clone(), load, peak_memory: peak_resident(), requests, batches })
+}
+
+fn single(engine: &dyn Engine, request: &Request) -> Result<RequestSample, Error> {
+    let mut tokens = Vec::with_capacity(request.max_tokens);
+    let mut prefilled = None;
+    let start = Instant::now();
+    engine.generate(request, &mut |event| {
+        let at = Seconds::from(start.elapsed());
+        match event {
+            Event::Prefilled { .. } => prefilled = Some(at),
+            Event::Token { .. } => tokens.push(at),
+        }
+        Flow::Continue
+    })?;
+    let end = start.elapsed().into();
+    complete(request.max_tokens, tokens.len())?;
+    Ok(RequestSample { prompt_tokens: request.prompt.len(), prefilled, tokens, end })
+}
+
+fn batch(engine: &dyn Engine, workload: &Workload, streams: usize) -> Result<BatchSample, Error> {
+    let vocab = engine.info().vocab;
+    let requests: Vec<Request> =
+        (0..streams).map(|n| workload.request(vocab, 1000 + n as u64)).collect();
+    let (mut generated, mut before_prefilled, mut waiting) = (0, 0, streams);
+    let mut prefilled = Seconds(0.0);
+    let start = Instant::now();
+    engine.generate_batch(&requests, &mut |_, event| {
+        match event {
+            Event::Prefilled { .. } => {
+                waiting = waiting.saturating_sub(1);
+                prefilled = start.elapsed().into();
+            }
+            Event::Token { .. } => {
+                generated += 1;
+                if waiting > 0 {
+                    before_prefilled += 1;
+                }
+            }
+        }
+        Flow::Continue
+    })?;
+    let end = start.elapsed().into();
+    complete(streams * workload.new_tokens, generated)?;
+    let prompt_tokens = workload.prompt_tokens;
+    Ok(BatchSample { streams, prompt_tokens, generated, prefilled, end, before_prefilled })
+}
+
+fn complete(asked: usize, generated: usize) -> Result<(), Error> {
+    if generated == asked { Ok(()) } else { Err(Error::ShortAnswer { asked, generated }) }
+}

@@ -1,0 +1,70 @@
+use std::fs;
+
+use lathe_base::Bytes;
+
+/// The largest resident set this process has had, from the kernel's own account; `None` where
+/// the system does not tell.
+pub fn peak_resident() -> Option<Bytes> {
+    status("self", "VmHWM:")
+}
+
+/// The resident set of a process now.
+pub(crate) fn resident(pid: u32) -> Option<Bytes> {
+    status(&pid.to_string(), "VmRSS:")
+}
+
+fn status(pid: &str, field: &str) -> Option<Bytes> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(Bytes(kib * 1024))
+}
+
+/// Clock ticks of CPU time that a process, its threads and its finished children have used.
+pub(crate) fn cpu_ticks(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the command in parentheses and may hold spaces: count from its end.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    // proc(5): utime, stime, cutime, cstime are fields 14 to 17, that is 11 to 14 after the state.
+    fields.get(11..15)?.iter().map(|field| field.parse::<u64>().ok()).sum()
+}
+
+/// Clock ticks of all cores since the start: (busy, idle, stolen by the hypervisor).
+pub(crate) fn machine_ticks() -> Option<(u64, u64, u64)> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let fields: Vec<u64> = text
+        .lines()
+        .next()?
+        .split_whitespace()
+        .skip(1)
+        .map_while(|field| field.parse().ok())
+        .collect();
+    // proc(5): user nice system idle iowait irq softirq steal.
+    let at = |i: usize| fields.get(i).copied().unwrap_or(0);
+    Some((at(0) + at(1) + at(2) + at(5) + at(6), at(3) + at(4), at(7)))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_covers_what_was_touched() {
+        let before = peak_resident().unwrap();
+        let block = vec![7u8; 64 << 20];
+        assert_eq!(std::hint::black_box(&block)[1 << 20], 7);
+        assert!(peak_resident().unwrap().0 >= before.0.max(64 << 20));
+    }
+
+    #[test]
+    fn our_own_cpu_time_grows_with_work() {
+        let before = cpu_ticks(std::process::id()).unwrap();
+        let start = std::time::Instant::now();
+        let mut x = 1u64;
+        while cpu_ticks(std::process::id()).unwrap() == before {
+            x = std::hint::black_box(x.wrapping_mul(3));
+            assert!(start.elapsed().as_secs() < 20, "no tick in 20 s of work");
+        }
+        assert!(machine_ticks().unwrap().0 > 0);
+    }
+}
