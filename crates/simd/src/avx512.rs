@@ -1,0 +1,220 @@
+use std::arch::x86_64::*;
+
+use crate::{Isa, LANES, Op};
+
+/// AVX-512 with F, BW, VL, DQ and VNNI (Intel since Cascade Lake, AMD since Zen 4).
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+/// Calls intrinsics on the strength of the token.
+macro_rules! v {
+    ($e:expr) => {{
+        // SAFETY: `self` exists only where `detect` found every feature that `enter` enables, and
+        // the loads and stores go through references to arrays of the full width.
+        unsafe { $e }
+    }};
+}
+
+impl Isa for Avx512 {
+    const NAME: &'static str = "avx512";
+    const REGISTERS: usize = 32;
+    const DOT_BIAS: i32 = 0;
+
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+
+    fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c"))
+        .then_some(Self(()))
+    }
+    #[inline]
+    fn enter<O: Op>(self, op: O) -> O::Out {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+        fn inner<O: Op>(isa: Avx512, op: O) -> O::Out {
+            op.run(isa)
+        }
+        v!(inner(self, op))
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        v!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> __m512 {
+        v!(_mm512_loadu_ps(from.as_ptr()))
+    }
+    #[inline(always)]
+    fn load_f32(self, from: &[u8; 64]) -> __m512 {
+        v!(_mm512_loadu_ps(from.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[u8; 32]) -> __m512 {
+        v!(_mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[u8; 32]) -> __m512 {
+        v!({
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        })
+    }
+    #[inline(always)]
+    fn store(self, x: __m512, to: &mut [f32; LANES]) {
+        v!(_mm512_storeu_ps(to.as_mut_ptr(), x));
+    }
+    #[inline(always)]
+    fn store_f16(self, x: __m512, to: &mut [u8; 32]) {
+        v!(_mm256_storeu_si256(
+            to.as_mut_ptr().cast(),
+            _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
+        ));
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        v!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        v!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        v!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        v!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        v!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        v!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        v!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn abs(self, x: __m512) -> __m512 {
+        v!(_mm512_abs_ps(x))
+    }
+    #[inline(always)]
+    fn round(self, x: __m512) -> __m512i {
+        v!(_mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x))
+    }
+    #[inline(always)]
+    fn sum(self, x: __m512) -> f32 {
+        v!({
+            let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        })
+    }
+    #[inline(always)]
+    fn max_lane(self, x: __m512) -> f32 {
+        v!(_mm512_reduce_max_ps(x))
+    }
+    #[inline(always)]
+    fn exp2_int(self, n: __m512i) -> __m512 {
+        v!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(
+            n,
+            _mm512_set1_epi32(127)
+        ))))
+    }
+
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        v!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn to_f32(self, x: __m512i) -> __m512 {
+        v!(_mm512_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> __m512i {
+        v!(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn store_low_bytes(self, x: __m512i, to: &mut [i8; LANES]) {
+        v!(_mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)));
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8; 64]) -> __m512i {
+        v!(_mm512_loadu_si512(from.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn splat_bytes(self, x: &[i8; 4]) -> __m512i {
+        self.splat_i(i32::from_ne_bytes(x.map(i8::cast_unsigned)))
+    }
+    #[inline(always)]
+    fn low_nibbles(self, x: __m512i) -> __m512i {
+        v!(_mm512_and_si512(x, _mm512_set1_epi8(15)))
+    }
+    #[inline(always)]
+    fn high_nibbles(self, x: __m512i) -> __m512i {
+        v!(_mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)))
+    }
+    #[inline(always)]
+    fn add_fifth_bit(self, x: __m512i, mask: &[u8; 8]) -> __m512i {
+        v!(_mm512_mask_add_epi8(x, u64::from_le_bytes(*mask), x, _mm512_set1_epi8(16)))
+    }
+    #[inline(always)]
+    fn lookup(self, x: __m512i, table: &[u8; 16]) -> __m512i {
+        v!({
+            let table = _mm_loadu_si128(table.as_ptr().cast());
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), x)
+        })
+    }
+    #[inline(always)]
+    fn byte_f32<const J: i32>(self, x: __m512i) -> __m512 {
+        self.to_f32(byte::<J>(self, x))
+    }
+    #[inline(always)]
+    fn byte_table<const J: i32>(self, x: __m512i, table: &[f32; 16]) -> __m512 {
+        let table = self.load(table);
+        v!(_mm512_permutexvar_ps(byte::<J>(self, x), table))
+    }
+    #[inline(always)]
+    fn dot_small(self, acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        v!(_mm512_dpbusd_epi32(acc, codes, x))
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        v!(_mm512_dpbusd_epi32(acc, codes, x))
+    }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        v!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
+    }
+}
+
+/// Byte `J` of each lane, as i32.
+#[inline(always)]
+fn byte<const J: i32>(isa: Avx512, x: __m512i) -> __m512i {
+    let _proof = isa;
+    // SAFETY: the token proves the features.
+    unsafe {
+        let x = match J {
+            0 => x,
+            1 => _mm512_srli_epi32::<8>(x),
+            2 => _mm512_srli_epi32::<16>(x),
+            _ => _mm512_srli_epi32::<24>(x),
+        };
+        _mm512_and_si512(x, _mm512_set1_epi32(255))
+    }
+}

@@ -1,0 +1,145 @@
+use std::sync::OnceLock;
+
+use crate::{Isa, Scalar};
+
+/// An algorithm over vectors, written once.
+///
+/// `run` and everything it calls with the token must be `#[inline(always)]`, or the code is
+/// compiled without the instruction set; closures that use vectors are out for the same reason.
+pub trait Op {
+    /// What it gives back.
+    type Out;
+    /// Does the work with `isa`.
+    fn run<I: Isa>(self, isa: I) -> Self::Out;
+}
+
+/// The instruction set that [`run`] uses in this process, and how it came to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Its name: `scalar`, `avx2`, `avx512` or `neon`.
+    pub name: &'static str,
+    /// What `LATHE_ISA` asked for and could not be given, to be told to the user once.
+    pub refused: Option<String>,
+}
+
+/// Which instruction set [`run`] uses: the best here, or what `LATHE_ISA` names if it is here.
+pub fn chosen() -> &'static Choice {
+    static CHOICE: OnceLock<Choice> = OnceLock::new();
+    CHOICE.get_or_init(|| choose(std::env::var("LATHE_ISA").ok().as_deref()))
+}
+
+fn choose(wanted: Option<&str>) -> Choice {
+    let here = run_all(Name);
+    let best = here.last().expect("scalar is everywhere").0;
+    match wanted {
+        None | Some("") => Choice { name: best, refused: None },
+        Some(wanted) => match here.iter().find(|(name, ())| *name == wanted) {
+            Some((name, ())) => Choice { name, refused: None },
+            None => Choice {
+                name: best,
+                refused: Some(format!(
+                    "LATHE_ISA={wanted} is not available here, using {best}; this machine has {}",
+                    here.iter().map(|(name, ())| *name).collect::<Vec<_>>().join(", ")
+                )),
+            },
+        },
+    }
+}
+
+/// Does nothing: `run_all` of it lists the instruction sets.
+#[derive(Clone)]
+struct Name;
+
+impl Op for Name {
+    type Out = ();
+    fn run<I: Isa>(self, _: I) {}
+}
+
+/// The token behind [`chosen`].
+#[derive(Clone, Copy)]
+enum Token {
+    Scalar(Scalar),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(crate::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(crate::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(crate::Neon),
+}
+
+fn token() -> Token {
+    static TOKEN: OnceLock<Token> = OnceLock::new();
+    *TOKEN.get_or_init(|| {
+        let name = chosen().name;
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(isa) = crate::Avx512::detect().filter(|_| name == crate::Avx512::NAME) {
+                return Token::Avx512(isa);
+            }
+            if let Some(isa) = crate::Avx2::detect().filter(|_| name == crate::Avx2::NAME) {
+                return Token::Avx2(isa);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(isa) = crate::Neon::detect().filter(|_| name == crate::Neon::NAME) {
+            return Token::Neon(isa);
+        }
+        debug_assert_eq!(name, Scalar::NAME);
+        Token::Scalar(Scalar)
+    })
+}
+
+/// Runs `op` on the [`chosen`] instruction set.
+#[inline]
+pub fn run<O: Op>(op: O) -> O::Out {
+    match token() {
+        Token::Scalar(isa) => isa.enter(op),
+        #[cfg(target_arch = "x86_64")]
+        Token::Avx2(isa) => isa.enter(op),
+        #[cfg(target_arch = "x86_64")]
+        Token::Avx512(isa) => isa.enter(op),
+        #[cfg(target_arch = "aarch64")]
+        Token::Neon(isa) => isa.enter(op),
+    }
+}
+
+/// Runs `op` on every instruction set of this machine, `scalar` first, the best last.
+pub fn run_all<O: Op + Clone>(op: O) -> Vec<(&'static str, O::Out)> {
+    let mut all = vec![(Scalar::NAME, Scalar.enter(op.clone()))];
+    #[cfg(target_arch = "x86_64")]
+    {
+        all.extend(on::<crate::Avx2, O>(&op));
+        all.extend(on::<crate::Avx512, O>(&op));
+    }
+    #[cfg(target_arch = "aarch64")]
+    all.extend(on::<crate::Neon, O>(&op));
+    all
+}
+
+/// What one named instruction set makes of `op`, if it is here.
+fn on<I: Isa, O: Op + Clone>(op: &O) -> Option<(&'static str, O::Out)> {
+    I::detect().map(|isa| (I::NAME, isa.enter(op.clone())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_best_instruction_set_when_nothing_is_asked() {
+        let best = run_all(Name).last().unwrap().0;
+        assert_eq!(choose(None), Choice { name: best, refused: None });
+        assert_eq!(choose(Some("")), Choice { name: best, refused: None });
+    }
+
+    #[test]
+    fn takes_what_is_asked_for_where_it_is_here() {
+        assert_eq!(choose(Some("scalar")), Choice { name: "scalar", refused: None });
+    }
+
+    #[test]
+    fn says_what_is_here_when_it_must_refuse() {
+        let refused = choose(Some("sse9")).refused.unwrap();
+        assert!(refused.contains("LATHE_ISA=sse9") && refused.contains("scalar"), "{refused}");
+    }
+}

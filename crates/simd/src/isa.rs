@@ -1,0 +1,126 @@
+use crate::Op;
+
+/// Lanes of 32 bits in a vector, on every instruction set.
+pub const LANES: usize = 16;
+
+/// An instruction set that this machine has: the token is the proof, only [`Isa::detect`] makes it.
+///
+/// Only the operations in use are here. All are `#[inline(always)]`; they become single
+/// instructions when they are called below [`Isa::enter`].
+pub trait Isa: Copy + Send + Sync + 'static {
+    /// What `LATHE_ISA` calls it.
+    const NAME: &'static str;
+    /// Vectors that the register file holds: kernels choose their tiles by it.
+    const REGISTERS: usize;
+    /// What [`Isa::dot`] subtracts from its codes on its way (128 where the machine multiplies
+    /// signed bytes only, 0 elsewhere).
+    const DOT_BIAS: i32;
+
+    /// 16 lanes of f32.
+    type F: Copy;
+    /// 16 lanes of i32.
+    type I: Copy;
+    /// 64 bytes; four of them lie in each 32-bit lane.
+    type B: Copy;
+
+    /// The token, if this machine has the instruction set.
+    fn detect() -> Option<Self>;
+    /// Runs `op` compiled for this instruction set.
+    fn enter<O: Op>(self, op: O) -> O::Out;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// Sixteen floats from memory.
+    fn load(self, from: &[f32; LANES]) -> Self::F;
+    /// Sixteen little-endian floats at any alignment.
+    fn load_f32(self, from: &[u8; 64]) -> Self::F;
+    /// Sixteen little-endian IEEE halves at any alignment, widened exactly.
+    fn load_f16(self, from: &[u8; 32]) -> Self::F;
+    /// Sixteen little-endian bfloat16 at any alignment, widened exactly.
+    fn load_bf16(self, from: &[u8; 32]) -> Self::F;
+    /// Sixteen floats to memory.
+    fn store(self, x: Self::F, to: &mut [f32; LANES]);
+    /// Sixteen floats to memory as IEEE halves, rounded to nearest even.
+    fn store_f16(self, x: Self::F, to: &mut [u8; 32]);
+    /// `a + b`
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger of each pair; `b` where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller of each pair; `b` where either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `|x|`
+    fn abs(self, x: Self::F) -> Self::F;
+    /// The nearest integer, ties to even; lanes must lie within ±2^31.
+    fn round(self, x: Self::F) -> Self::I;
+    /// The sum of the lanes: lane i with i+8, then i+4, i+2, i+1.
+    fn sum(self, x: Self::F) -> f32;
+    /// The largest lane.
+    fn max_lane(self, x: Self::F) -> f32;
+    /// `2^n`, for `n` in −127 ..= 127 (−127 gives 0).
+    fn exp2_int(self, n: Self::I) -> Self::F;
+
+    /// All lanes `x`.
+    fn splat_i(self, x: i32) -> Self::I;
+    /// Each lane as f32.
+    fn to_f32(self, x: Self::I) -> Self::F;
+    /// Sixteen unsigned bytes as i32.
+    fn load_u8(self, from: &[u8; LANES]) -> Self::I;
+    /// The low byte of each lane to memory.
+    fn store_low_bytes(self, x: Self::I, to: &mut [i8; LANES]);
+
+    /// 64 bytes from memory.
+    fn load_bytes(self, from: &[u8; 64]) -> Self::B;
+    /// The same four bytes in every lane.
+    fn splat_bytes(self, x: &[i8; 4]) -> Self::B;
+    /// The low four bits of each byte.
+    fn low_nibbles(self, x: Self::B) -> Self::B;
+    /// The high four bits of each byte.
+    fn high_nibbles(self, x: Self::B) -> Self::B;
+    /// Adds 16 to byte `i` where bit `i` of the little-endian mask is set; bytes must be below 16.
+    fn add_fifth_bit(self, x: Self::B, mask: &[u8; 8]) -> Self::B;
+    /// Byte `i` becomes `table[x[i]]`; bytes must be below 16.
+    fn lookup(self, x: Self::B, table: &[u8; 16]) -> Self::B;
+    /// Byte `J` of each lane, unsigned, as f32.
+    fn byte_f32<const J: i32>(self, x: Self::B) -> Self::F;
+    /// `table[byte J of each lane]`; bytes must be below 16.
+    fn byte_table<const J: i32>(self, x: Self::B, table: &[f32; 16]) -> Self::F;
+    /// Adds to each lane its four products `codes · x`, for unsigned codes below 128 and signed
+    /// x in −127 ..= 127.
+    fn dot_small(self, acc: Self::I, codes: Self::B, x: Self::B) -> Self::I;
+    /// Adds to each lane its four products `(codes − DOT_BIAS) · x`, for any unsigned codes and
+    /// signed x in −127 ..= 127.
+    fn dot(self, acc: Self::I, codes: Self::B, x: Self::B) -> Self::I;
+
+    /// Asks for the line at `at` to be brought near; any address is allowed.
+    fn prefetch(self, at: *const u8);
+
+    /// `e^x`, within 2 units in the last place; 0 below −87.3 and capped at e^88.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        // Cody and Waite's reduction x = n ln 2 + r, then the Taylor series of e^r on |r| <= 0.35,
+        // whose remainder after the seventh power is below a tenth of a unit in the last place.
+        // The bounds come first in min and max so that a NaN stays one.
+        let x = self.min(self.splat(88.0), self.max(self.splat(-88.0), x));
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        let whole = self.to_f32(n);
+        let r = self.fma(whole, self.splat(-0.693_359_4), x);
+        let r = self.fma(whole, self.splat(2.121_944_4e-4), r);
+        let p = self.splat(1.0 / 5040.0);
+        let p = self.fma(p, r, self.splat(1.0 / 720.0));
+        let p = self.fma(p, r, self.splat(1.0 / 120.0));
+        let p = self.fma(p, r, self.splat(1.0 / 24.0));
+        let p = self.fma(p, r, self.splat(1.0 / 6.0));
+        let p = self.fma(p, r, self.splat(0.5));
+        let p = self.fma(p, r, self.splat(1.0));
+        let p = self.fma(p, r, self.splat(1.0));
+        self.mul(p, self.exp2_int(n))
+    }
+}
