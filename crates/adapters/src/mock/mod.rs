@@ -1,0 +1,216 @@
+//! An engine with set latencies and set logits: bench, eval, serve and report are tested against it
+//! alone.
+
+mod clock;
+mod distribution;
+mod generate;
+mod stops;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use lathe_api::{Caps, Engine, Error, Event, Flow, Info, Logits, Request, Scorer, Usage};
+use lathe_base::Seconds;
+
+pub use distribution::{Distribution, Function};
+
+/// What the mock pretends to be.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Vocabulary size V.
+    pub vocab: usize,
+    /// The longest sequence in tokens.
+    pub context: usize,
+    /// Bytes of weights it claims to hold.
+    pub weight_bytes: u64,
+    pub caps: Caps,
+    /// Time before the first token that does not depend on the prompt.
+    pub start: Seconds,
+    /// Time per prompt token.
+    pub prefill: Seconds,
+    /// Time per generated token.
+    pub decode: Seconds,
+    /// Relative half-width of the uniform noise on each decode time, drawn from `seed`: 0.1 gives
+    /// times between 90 % and 110 %. The first request has the same times in every process, the
+    /// second likewise, and so on.
+    pub jitter: f64,
+    pub seed: u64,
+    /// The logits after each token.
+    pub distribution: Distribution,
+    /// The text of each token id; see [`Options::words`].
+    pub text: Arc<dyn TokenText>,
+    /// Fails with [`Error::Failed`] once this many tokens are generated or scored in one sequence.
+    pub fails_after: Option<usize>,
+}
+
+/// The text of a token id.
+pub trait TokenText: Send + Sync + std::fmt::Debug {
+    fn text(&self, id: u32) -> String;
+}
+
+/// Token 17 reads ` w17`.
+#[derive(Clone, Copy, Debug)]
+struct Words;
+
+impl TokenText for Words {
+    fn text(&self, id: u32) -> String {
+        format!(" w{id}")
+    }
+}
+
+impl Options {
+    /// Token texts ` w0`, ` w1`, …: the default.
+    pub fn words() -> Arc<dyn TokenText> {
+        Arc::new(Words)
+    }
+}
+
+impl Default for Options {
+    /// 256 tokens, a context of 4096, no latency, and logits that look random but depend on the
+    /// last three tokens alone.
+    fn default() -> Self {
+        Self {
+            vocab: 256,
+            context: 4096,
+            weight_bytes: 1 << 20,
+            caps: Caps { logits: true, concurrent: true, seed: true },
+            start: Seconds(0.0),
+            prefill: Seconds(0.0),
+            decode: Seconds(0.0),
+            jitter: 0.0,
+            seed: 0,
+            distribution: Distribution::Hashed { seed: 0, spread: 2.0 },
+            text: Self::words(),
+            fails_after: None,
+        }
+    }
+}
+
+/// The mock engine.
+#[derive(Debug)]
+pub struct Mock {
+    info: Info,
+    options: Options,
+    /// Held during a request where `caps.concurrent` is not set: requests then queue.
+    turn: Mutex<()>,
+    /// Requests so far: each has its own stream of jitter.
+    requests: AtomicU64,
+}
+
+impl Mock {
+    /// # Errors
+    /// [`Error::BadRequest`] for a vocabulary, context or set of logits that cannot be, or a jitter
+    /// outside 0 to 1.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        let bad = |what: String| Err(Error::BadRequest { what });
+        if options.vocab == 0 || options.context == 0 {
+            return bad("a mock needs a vocabulary and a context of at least 1".into());
+        }
+        if !(0.0..=1.0).contains(&options.jitter) {
+            return bad(format!("jitter must be between 0 and 1 but is {}", options.jitter));
+        }
+        for time in [options.start, options.prefill, options.decode] {
+            if !(time.0 >= 0.0 && time.0 < 3600.0) {
+                return bad(format!("a mock's latency cannot be {} s", time.0));
+            }
+        }
+        options.distribution.check(options.vocab)?;
+        let info = Info {
+            engine: "mock".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            device: "none".into(),
+            vocab: options.vocab,
+            context: options.context,
+            weight_bytes: options.weight_bytes,
+            caps: options.caps,
+        };
+        Ok(Self { info, options, turn: Mutex::new(()), requests: AtomicU64::new(0) })
+    }
+
+    /// The text of a token id, as generated events spell it.
+    pub fn text(&self, id: u32) -> String {
+        self.options.text.text(id)
+    }
+
+    /// The number of this request, from 0.
+    fn count_request(&self) -> u64 {
+        self.requests.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<(), Error> {
+        match tokens.iter().find(|&&t| t as usize >= self.options.vocab) {
+            Some(t) => Err(Error::BadRequest {
+                what: format!("token {t} is outside the vocabulary of {}", self.options.vocab),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn fail_at(&self, position: usize) -> Result<(), Error> {
+        match self.options.fails_after {
+            Some(limit) if position >= limit => Err(Error::Failed {
+                engine: "mock".into(),
+                why: format!("it was set to fail after {limit} tokens"),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Engine for Mock {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn generate(
+        &self,
+        request: &Request,
+        on: &mut dyn FnMut(Event<'_>) -> Flow,
+    ) -> Result<Usage, Error> {
+        // A panic in another caller's callback leaves nothing half-done here.
+        let _turn = (!self.options.caps.concurrent)
+            .then(|| self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        generate::generate(self, request, on)
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error> {
+        if !self.options.caps.logits {
+            let (engine, what) = ("mock".into(), "give logits".into());
+            return Err(Error::Unsupported { engine, what });
+        }
+        Ok(Box::new(Sequence { mock: self, history: Vec::new() }))
+    }
+}
+
+struct Sequence<'a> {
+    mock: &'a Mock,
+    history: Vec<u32>,
+}
+
+impl Scorer for Sequence<'_> {
+    fn feed(&mut self, tokens: &[u32]) -> Result<Logits, Error> {
+        let options = &self.mock.options;
+        let needed = self.history.len() + tokens.len();
+        if needed > options.context {
+            return Err(Error::ContextExceeded { needed, context: options.context });
+        }
+        self.mock.check_tokens(tokens)?;
+        self.mock.fail_at(needed)?;
+        let clock = clock::Clock::start();
+        let vocab = options.vocab;
+        let mut values = vec![0.0; tokens.len() * vocab];
+        for (&token, row) in tokens.iter().zip(values.chunks_exact_mut(vocab)) {
+            self.history.push(token);
+            options.distribution.fill(&self.history, row);
+        }
+        clock.wait_until(options.prefill.0 * tokens.len() as f64);
+        Ok(Logits { vocab, values })
+    }
+
+    fn reset(&mut self) {
+        self.history.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests;
