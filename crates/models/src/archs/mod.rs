@@ -1,0 +1,23 @@
+//! The architectures that Lathe knows, one file each.
+
+mod gemma2;
+mod gemma3;
+mod llama;
+mod mistral;
+mod names;
+mod phi3;
+mod qwen2;
+mod qwen3;
+
+use crate::Arch;
+
+/// Every architecture. Explicit, so that it can be read and searched.
+pub static ARCHS: &[&dyn Arch] = &[
+    &llama::Llama,
+    &mistral::Mistral,
+    &qwen2::Qwen2,
+    &qwen3::Qwen3,
+    &gemma2::Gemma2,
+    &gemma3::Gemma3,
+    &phi3::Phi3,
+];

@@ -1,0 +1,20 @@
+/// Why a model could not be understood.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No file under `archs/` knows this architecture.
+    #[error("the architecture `{found}` is not supported; supported are {supported}")]
+    UnknownArchitecture { found: String, supported: String },
+
+    /// The configuration lacks a number that the architecture cannot do without.
+    #[error("config.json has no `{key}`")]
+    MissingKey { key: &'static str },
+
+    /// The configuration holds something that cannot be meant.
+    #[error("config.json has `{key}` = {found}; expected {expected}")]
+    BadKey { key: &'static str, found: String, expected: String },
+
+    /// The configuration asks for something that the executor does not compute.
+    #[error("the model asks for {what}, which is not supported")]
+    Unsupported { what: String },
+}

@@ -1,0 +1,23 @@
+//! A decoder architecture as data.
+//!
+//! A [`Spec`] holds every number that a forward pass, a loader, a quantizer, an exporter or a
+//! memory estimate needs; [`Spec::weights`] is the one list of shapes that all of them read.
+//! An architecture is an [`Arch`]: one file under `archs/` that turns a `config.json` into a
+//! `Spec` and a [`Role`] into a tensor's name.
+
+mod arch;
+pub mod archs;
+mod config;
+mod error;
+mod memory;
+mod rope;
+mod spec;
+mod weights;
+
+pub use arch::{Arch, Gguf, TensorRef, by_id, read_config};
+pub use archs::ARCHS;
+pub use config::Config;
+pub use error::Error;
+pub use rope::{Frequencies, Layout, Rope, Scaling};
+pub use spec::{Act, Attention, Biases, Layer, Mixer, Mlp, Norm, Norms, Spec};
+pub use weights::{Factors, Kind, Part, Role, Weight};
