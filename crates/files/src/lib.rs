@@ -1,0 +1,27 @@
+//! Model files in and out: every container becomes one [`Checkpoint`], and a [`Writer`] turns
+//! tensors back into files that other tools load.
+//!
+//! A reader trusts nothing that a file says: lengths are held against the bytes that are really
+//! there before anything is allocated, and what is wrong comes back as an [`Error`] that names the
+//! file and says what to do. Tensor data stays in the memory map until somebody asks for it.
+
+mod checkpoint;
+mod dtype;
+mod error;
+mod folder;
+pub mod gguf;
+mod layout;
+mod mapped;
+mod near;
+mod open;
+mod safetensors;
+mod tensors;
+
+pub use checkpoint::{Checkpoint, Container};
+pub use dtype::Dtype;
+pub use error::Error;
+pub use folder::Folder;
+pub use tensors::{Stored, Tensors};
+
+/// What everything here returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,253 @@
+//! From a path to the parts of a checkpoint: which files belong together, and what is missing.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use lathe_base::Buf;
+use serde_json::{Map, Value};
+
+use crate::{
+    Container, Error, Folder, Result, Tensors, gguf::Metadata, mapped, near::nearest, safetensors,
+};
+
+/// What [`Checkpoint`](crate::Checkpoint) is made of.
+pub(crate) struct Parts {
+    pub(crate) path: PathBuf,
+    pub(crate) container: Container,
+    pub(crate) config: Map<String, Value>,
+    pub(crate) gguf: Option<Metadata>,
+    pub(crate) folder: Folder,
+    pub(crate) tensors: Tensors,
+}
+
+/// Opens a file or a folder on disk.
+pub(crate) fn path(path: &Path) -> Result<Parts> {
+    if path.is_dir() {
+        folder(path, Folder::Disk(path.to_owned()))
+    } else if path.exists() {
+        file(path)
+    } else {
+        Err(Error::missing(path, not_there(path)))
+    }
+}
+
+/// Opens a Hugging Face folder, on disk or in memory.
+pub(crate) fn folder(path: &Path, folder: Folder) -> Result<Parts> {
+    let found = Shards::find(path, &folder)?;
+    let config = config(path, &folder)?;
+    let mut tensors = Tensors::default();
+    for name in &found.files {
+        let whole = folder.read(name)?.ok_or_else(|| found.lost(path, name))?;
+        read_into(&path.join(name), &whole, &mut tensors)?;
+    }
+    found.check(path, &tensors)?;
+    Ok(Parts {
+        path: path.to_owned(),
+        container: found.container,
+        config,
+        gguf: None,
+        folder,
+        tensors,
+    })
+}
+
+/// Opens a single weights file; its config is read from the folder that it lies in.
+fn file(path: &Path) -> Result<Parts> {
+    let whole = mapped::map(path)?;
+    let mut tensors = Tensors::default();
+    let container = read_into(path, &whole, &mut tensors)?;
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = Folder::Disk(parent.to_owned());
+    let config = config(parent, &folder)?;
+    Ok(Parts { path: path.to_owned(), container, config, gguf: None, folder, tensors })
+}
+
+/// Reads one weights file, whichever container it is by its first bytes.
+fn read_into(path: &Path, whole: &Buf, tensors: &mut Tensors) -> Result<Container> {
+    if safetensors::looks_like(whole) {
+        safetensors::read(path, whole, tensors)?;
+        Ok(Container::SafeTensors)
+    } else if whole.len() < 8 {
+        Err(Error::malformed(path, format!("it has only {} bytes", whole.len())))
+    } else {
+        Err(Error::unsupported(
+            path,
+            "this kind of file",
+            "Lathe reads safetensors, PyTorch state dicts (.bin, .pt) and GGUF",
+        ))
+    }
+}
+
+/// The weights files of a folder, and what its index promises about them.
+struct Shards {
+    container: Container,
+    files: Vec<String>,
+    /// Tensor names that the index lists, with the index's own name.
+    index: Option<(String, Vec<String>)>,
+}
+
+impl Shards {
+    fn find(path: &Path, folder: &Folder) -> Result<Self> {
+        let names = folder.names()?;
+        for (suffix, container) in
+            [(".safetensors", Container::SafeTensors), (".bin", Container::PyTorch)]
+        {
+            if let Some(index) = names.iter().find(|n| n.ends_with(&format!("{suffix}.index.json")))
+            {
+                return Self::indexed(path, folder, index, container);
+            }
+            let files: Vec<String> =
+                names.iter().filter(|n| n.ends_with(suffix) && is_weights(n)).cloned().collect();
+            if !files.is_empty() {
+                let files = prefer_whole(files);
+                complete(path, &files)?;
+                return Ok(Self { container, files, index: None });
+            }
+        }
+        Err(no_weights(path, &names))
+    }
+
+    fn indexed(path: &Path, folder: &Folder, index: &str, container: Container) -> Result<Self> {
+        let at = path.join(index);
+        let bytes = folder.read(index)?.unwrap_or_default();
+        let parsed: Value = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::malformed(&at, format!("it is not valid JSON: {e}")))?;
+        let Some(map) = parsed.get("weight_map").and_then(Value::as_object) else {
+            return Err(Error::malformed(&at, "it has no `weight_map`"));
+        };
+        let mut files = BTreeSet::new();
+        for (tensor, file) in map {
+            let file = file.as_str().unwrap_or_default();
+            if file.is_empty() || file.contains(['/', '\\', '\0']) || file == ".." {
+                let problem = format!("tensor `{tensor}` lies outside the folder, in {file:?}");
+                return Err(Error::malformed(&at, problem));
+            }
+            files.insert(file.to_owned());
+        }
+        let index = Some((index.to_owned(), map.keys().cloned().collect()));
+        Ok(Self { container, files: files.into_iter().collect(), index })
+    }
+
+    fn lost(&self, path: &Path, file: &str) -> Error {
+        let promised = self.index.as_ref().map_or("the folder", |(index, _)| index);
+        let hint = format!("missing, though {promised} lists it; download the model's files again");
+        Error::missing(&path.join(file), hint)
+    }
+
+    fn check(&self, path: &Path, tensors: &Tensors) -> Result<()> {
+        let Some((index, promised)) = &self.index else { return Ok(()) };
+        match promised.iter().find(|name| tensors.get(name).is_none()) {
+            Some(name) => Err(Error::malformed(
+                &path.join(index),
+                format!("it lists tensor `{name}`, which no file holds"),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a file with a weights suffix holds the model's weights, not a trainer's state.
+fn is_weights(name: &str) -> bool {
+    const OTHERS: [&str; 6] =
+        ["training_args", "optimizer", "scheduler", "rng_state", "adapter_model", "consolidated"];
+    !OTHERS.iter().any(|other| name.starts_with(other))
+}
+
+/// A folder may hold one file and the same weights in shards; the whole file is enough.
+fn prefer_whole(files: Vec<String>) -> Vec<String> {
+    for whole in ["model.safetensors", "pytorch_model.bin"] {
+        if files.iter().any(|f| f == whole) {
+            return vec![whole.to_owned()];
+        }
+    }
+    files
+}
+
+/// Refuses a set of `NAME-0000i-of-0000n` files of which some are missing.
+fn complete(path: &Path, files: &[String]) -> Result<()> {
+    for file in files {
+        let Some(part) = Part::of(file) else { continue };
+        if let Some(lost) = part.all().find(|name| !files.contains(name)) {
+            let hint = format!("missing, though {file} is one of {} parts", part.total);
+            return Err(Error::missing(&path.join(lost), hint));
+        }
+    }
+    Ok(())
+}
+
+/// A file name of the form `STEM-00001-of-00003.SUFFIX`.
+pub(crate) struct Part<'a> {
+    stem: &'a str,
+    suffix: &'a str,
+    /// Digits in each number.
+    width: usize,
+    pub(crate) total: usize,
+}
+
+impl<'a> Part<'a> {
+    /// More parts than any model is split into; keeps a hostile file name from looping for long.
+    const MOST: usize = 10_000;
+
+    pub(crate) fn of(name: &'a str) -> Option<Self> {
+        let (rest, suffix) = name.rsplit_once('.')?;
+        let (rest, total) = rest.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+        if !digits(number) || !digits(total) || number.len() != total.len() {
+            return None;
+        }
+        let width = total.len();
+        let total = total.parse().ok().filter(|n| (1..=Self::MOST).contains(n))?;
+        Some(Self { stem, suffix, width, total })
+    }
+
+    /// The names of all parts, in order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = String> {
+        let Self { stem, suffix, width, total } = *self;
+        (1..=total).map(move |i| format!("{stem}-{i:0width$}-of-{total:0width$}.{suffix}"))
+    }
+}
+
+fn config(path: &Path, folder: &Folder) -> Result<Map<String, Value>> {
+    let at = path.join("config.json");
+    let Some(bytes) = folder.read("config.json")? else {
+        return Err(Error::missing(
+            path,
+            "no config.json here: is this a Hugging Face model folder? Without it Lathe cannot \
+             know the architecture",
+        ));
+    };
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::malformed(&at, format!("it is not a JSON object: {e}")))
+}
+
+fn no_weights(path: &Path, names: &[String]) -> Error {
+    let hint = if names.iter().any(|n| n.starts_with("adapter_model")) {
+        "this is an adapter without its base model; merge it into the base model first"
+    } else if names.iter().any(|n| n == "config.json") {
+        "config.json is here but no weights (*.safetensors, *.bin or *.gguf); download the rest"
+    } else {
+        "no model here: Lathe looks for config.json with *.safetensors or *.bin, or for a *.gguf"
+    };
+    Error::missing(path, hint)
+}
+
+/// Why a path is not there, with the neighbour that may have been meant.
+fn not_there(path: &Path) -> String {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let wanted = path.file_name().unwrap_or_default().to_string_lossy();
+    let Ok(entries) = fs::read_dir(parent) else {
+        return format!("no such file or folder ({} does not exist either)", parent.display());
+    };
+    let names: Vec<String> =
+        entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    match nearest(&wanted, names.iter().map(String::as_str)) {
+        Some(near) => {
+            format!("no such file or folder; did you mean {}?", parent.join(near).display())
+        }
+        None => "no such file or folder".to_owned(),
+    }
+}
