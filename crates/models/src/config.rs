@@ -63,6 +63,14 @@ impl Config {
         number(&self.map, key)
     }
 
+    /// A soft cap: null is none, a missing key the family's default.
+    pub fn cap(&self, key: &'static str, default: Option<f32>) -> Result<Option<f32>, Error> {
+        if !self.map.contains_key(key) {
+            return Ok(default);
+        }
+        Ok(number(&self.map, key)?.map(|cap| cap as f32))
+    }
+
     /// A truth value that may be missing or null.
     pub fn flag_or(&self, key: &'static str, default: bool) -> Result<bool, Error> {
         match present(&self.map, key) {
@@ -76,9 +84,8 @@ impl Config {
         let Some(value) = present(&self.map, key) else { return Ok(default) };
         match value.as_str() {
             Some("silu" | "swish") => Ok(Act::Silu),
-            Some("gelu") => Ok(Act::Gelu),
             Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Act::GeluTanh),
-            _ => Err(bad(key, value, "silu, gelu or gelu_pytorch_tanh")),
+            _ => Err(bad(key, value, "silu or gelu_pytorch_tanh")),
         }
     }
 

@@ -76,8 +76,6 @@ pub enum Mlp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     Silu,
-    /// The exact GELU.
-    Gelu,
     /// GELU by its tanh approximation.
     GeluTanh,
 }

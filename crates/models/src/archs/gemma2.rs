@@ -20,13 +20,14 @@ impl Arch for Gemma2 {
 
     fn read(&self, config: &Config) -> Result<Spec, Error> {
         let mut attention = attention(config, LAYERS_OF_27B)?;
-        attention.cap = config.optional_number("attn_logit_softcapping")?.map(|cap| cap as f32);
+        attention.cap = config.cap("attn_logit_softcapping", Some(50.0))?;
         let window = config.count_or("sliding_window", 4096)?;
         let sliding = config.sliding(config.layers()?, |index| index % 2 == 0)?;
-        spec(config, self.ids()[0], |index| Attention {
+        let spec = spec(config, self.ids()[0], |index| Attention {
             window: sliding[index].then_some(window),
             ..attention.clone()
-        })
+        })?;
+        Ok(Spec { logit_cap: config.cap("final_logit_softcapping", Some(30.0))?, ..spec })
     }
 
     fn name(&self, _: &Spec, role: Role) -> TensorRef {
@@ -93,7 +94,7 @@ pub(super) fn spec(
         layers: (0..config.layers()?).map(layer).collect(),
         final_norm: norm,
         tied_head: config.flag_or("tie_word_embeddings", true)?,
-        logit_cap: config.optional_number("final_logit_softcapping")?.map(|cap| cap as f32),
+        logit_cap: None,
     })
 }
 

@@ -23,16 +23,17 @@ impl Arch for Gemma3 {
         }
         let mut attention = gemma2::attention(config, LAYERS_OF_27B)?;
         attention.qk_norm = Some(gemma2::norm(config)?);
-        attention.cap = config.optional_number("attn_logit_softcapping")?.map(|cap| cap as f32);
+        attention.cap = config.cap("attn_logit_softcapping", None)?;
         let window = config.count_or("sliding_window", 4096)?;
         let period = config.count_or("sliding_window_pattern", 6)?.max(1);
         let sliding = config.sliding(config.layers()?, |index| (index + 1) % period != 0)?;
         let (local, global) = ropes(config, attention.head_dim)?;
-        gemma2::spec(config, self.ids()[0], |index| Attention {
+        let spec = gemma2::spec(config, self.ids()[0], |index| Attention {
             window: sliding[index].then_some(window),
             rope: if sliding[index] { local.clone() } else { global.clone() },
             ..attention.clone()
-        })
+        })?;
+        Ok(Spec { logit_cap: config.cap("final_logit_softcapping", None)?, ..spec })
     }
 
     fn name(&self, _: &Spec, role: Role) -> TensorRef {
