@@ -102,7 +102,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Asks for the line at `at` to be brought near; any address is allowed.
     fn prefetch(self, at: *const u8);
 
-    /// `e^x`, within 2 units in the last place; 0 below −87.3 and capped at e^88.
+    /// `e^x`, within 2 units in the last place; 0 below −87.7 and capped at e^88.
     #[inline(always)]
     fn exp(self, x: Self::F) -> Self::F {
         // Cody and Waite's reduction x = n ln 2 + r, then the Taylor series of e^r on |r| <= 0.35,

@@ -1,0 +1,13 @@
+use crate::{Matrix, Pool, dense};
+
+/// `out[t, row] = Σ x[t, col] · w[row, col]`, for `t` tokens.
+///
+/// **Shapes**: `x` `[T, cols]`, `out` `[T, rows]`. See [`crate::Precision`] for the numbers.
+pub fn matmul(pool: &Pool, x: &[f32], t: usize, w: &Matrix, out: &mut [f32]) {
+    assert_eq!(x.len(), t * w.cols(), "x is not [{t}, {}]", w.cols());
+    assert_eq!(out.len(), t * w.rows(), "out is not [{t}, {}]", w.rows());
+    if t == 0 || w.rows() == 0 {
+        return;
+    }
+    dense::matmul(pool, x, t, w.blocks(), out);
+}
