@@ -31,14 +31,15 @@ impl Blocks {
         let shape = || Error::Shape { rows, cols };
         rows.checked_mul(cols).ok_or_else(shape)?;
         let expected = rows.checked_mul(format.row_bytes(cols)).ok_or_else(shape)?;
-        for (part, expected, found) in [
-            ("codes", expected, data.len()),
-            ("side data", format.side_bytes(rows, cols), side.len()),
-        ] {
-            if expected != found {
-                let format = format.name();
-                return Err(Error::Length { format, rows, cols, part, expected, found });
-            }
+        let wrong = |part, expected, found| {
+            let format = format.name();
+            Err(Error::Length { format, rows, cols, part, expected, found })
+        };
+        if data.len() != expected {
+            return wrong("codes", expected, data.len());
+        }
+        if !format.side_fits(rows, cols, &side) {
+            return wrong("side data", format.side_bytes(rows, cols), side.len());
         }
         Ok(Self { format, rows, cols, data, side })
     }
@@ -84,7 +85,7 @@ impl Blocks {
         out
     }
 
-    /// Codes the same weights in another format by rounding to nearest, a strip at a time.
+    /// Codes the same weights in another format by rounding to nearest, a row at a time.
     pub fn convert(&self, to: &'static dyn AnyFormat, threads: usize) -> Result<Self, Error> {
         if to.name() == self.format.name() {
             return Ok(self.clone());

@@ -70,18 +70,17 @@ pub trait AnyFormat: fmt::Debug + Send + Sync + 'static {
     /// An upper bound of |weight − decoded| where no weight of the matrix exceeds `absmax`.
     fn error_bound(&self, absmax: f32) -> f32;
 
-    /// Codes rows of `cols` weights each, independently of one another, by rounding to nearest.
-    ///
-    /// Weights are expected to be finite and within [`AnyFormat::limit`]; others give codes
-    /// without meaning, but no panic. [`AnyFormat::encode`] checks.
-    fn encode_rows(&self, cols: usize, src: &[f32], dst: &mut [u8]);
-
     /// Writes the weights of one row to `out`, which has `blocks.cols` places.
     fn decode_row(&self, blocks: &Blocks, row: usize, out: &mut [f32]);
 
     /// Bytes that belong to the whole matrix and not to one row ([`Blocks::side`]).
     fn side_bytes(&self, _rows: usize, _cols: usize) -> usize {
         0
+    }
+
+    /// Whether `side` can belong to a `[rows, cols]` matrix: nothing is read of it before.
+    fn side_fits(&self, rows: usize, cols: usize, side: &[u8]) -> bool {
+        side.len() == self.side_bytes(rows, cols)
     }
 
     /// The side bytes of `blocks`' rows from `start` on, for [`Blocks::slice_rows`].
@@ -113,7 +112,7 @@ pub trait AnyFormat: fmt::Debug + Send + Sync + 'static {
     /// **Errors**: columns that are no multiple of the block; NaN, infinite or too large weights,
     /// with their place.
     fn encode(
-        &self,
+        &'static self,
         rows: usize,
         cols: usize,
         src: &[f32],
@@ -123,8 +122,8 @@ pub trait AnyFormat: fmt::Debug + Send + Sync + 'static {
     }
 
     /// As [`AnyFormat::encode`], reading the rows as they are needed: memory stays at the coded
-    /// bytes and one strip of rows per thread.
-    fn encode_from(&self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error>;
+    /// bytes and one expanded row per thread.
+    fn encode_from(&'static self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error>;
 }
 
 /// The erased twin of a [`Format`], for [`crate::FORMATS`].
@@ -132,10 +131,7 @@ pub struct Erased<F>(PhantomData<fn() -> F>);
 
 impl<F> Erased<F> {
     /// The one value of this type.
-    #[allow(clippy::new_without_default)] // `Default` cannot be used in a `static`.
-    pub const fn new() -> Self {
-        Self(PhantomData)
-    }
+    pub const NEW: Self = Self(PhantomData);
 }
 
 impl<F: Format> fmt::Debug for Erased<F> {
@@ -173,22 +169,14 @@ impl<F: Format> AnyFormat for Erased<F> {
         F::error_bound(absmax)
     }
 
-    fn encode_rows(&self, cols: usize, src: &[f32], dst: &mut [u8]) {
-        if cols == 0 {
-            return;
-        }
-        let dst: &mut [F] = bytemuck::cast_slice_mut(dst);
-        for (src, dst) in src.chunks_exact(cols).zip(dst.chunks_exact_mut(cols / F::BLOCK)) {
-            F::encode_row(src, dst);
-        }
-    }
-
     fn decode_row(&self, blocks: &Blocks, row: usize, out: &mut [f32]) {
         F::decode_row(bytemuck::cast_slice(blocks.row(row)), out);
     }
 
-    fn encode_from(&self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error> {
-        encode_strips(self, source, threads)
+    fn encode_from(&'static self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error> {
+        encode_by_row(self, source, threads, |src, dst| {
+            F::encode_row(src, bytemuck::cast_slice_mut(dst));
+        })
     }
 }
 
@@ -221,38 +209,34 @@ impl Rows for Slice<'_> {
     }
 }
 
-/// Weights in a strip of rows: 256 KiB of f32, so that a strip stays in the second-level cache.
-const STRIP: usize = 1 << 16;
+/// A thread is worth starting for this many weights (some 50 µs of work).
+const PER_THREAD: usize = 1 << 15;
 
-/// Codes `source` strip by strip on `threads` threads. Rows do not depend on one another, hence
+/// Codes `source` row by row with `encode_row` on `threads` threads. Rows do not depend on one another, hence
 /// neither does the result on the number of threads.
-pub(crate) fn encode_strips(
-    format: &(impl AnyFormat + ?Sized),
+pub(crate) fn encode_by_row(
+    format: &'static dyn AnyFormat,
     source: &dyn Rows,
     threads: usize,
+    encode_row: impl Fn(&[f32], &mut [u8]) + Sync,
 ) -> Result<Blocks, Error> {
     let (rows, cols) = source.shape();
     format.check(cols)?;
     let row_bytes = format.row_bytes(cols);
     let total = rows.checked_mul(row_bytes).ok_or(Error::Shape { rows, cols })?;
     let mut data = vec![0; total];
-    let strip = (STRIP / cols.max(1)).clamp(1, rows.max(1));
-    let threads = threads.clamp(1, rows.div_ceil(strip).max(1));
+    let threads = threads.min(rows * cols / PER_THREAD).clamp(1, rows.max(1));
     let share = rows.div_ceil(threads).max(1);
     let work = |first: usize, dst: &mut [u8]| -> Result<(), Error> {
-        let mut weights = vec![0.0; strip * cols];
-        let count = dst.len().checked_div(row_bytes).unwrap_or(0);
-        for start in (0..count).step_by(strip) {
-            let n = strip.min(count - start);
-            for (i, row) in weights[..n * cols].chunks_exact_mut(cols.max(1)).enumerate() {
-                source.read(first + start + i, row);
-                check_row(format, first + start + i, row)?;
-            }
-            let dst = &mut dst[start * row_bytes..][..n * row_bytes];
-            format.encode_rows(cols, &weights[..n * cols], dst);
+        let mut weights = vec![0.0; cols];
+        for (i, dst) in dst.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+            source.read(first + i, &mut weights);
+            check_row(format, first + i, &weights)?;
+            encode_row(&weights, dst);
         }
         Ok(())
     };
+    let work = &work;
     std::thread::scope(|scope| {
         let parts = data.chunks_mut((share * row_bytes).max(1)).enumerate();
         let running: Vec<_> =
@@ -262,17 +246,7 @@ pub(crate) fn encode_strips(
             part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })?;
-    Ok(Blocks { format: erase(format), rows, cols, data: data.into(), side: Buf::new() })
-}
-
-/// The line of the table that is `format`.
-fn erase(format: &(impl AnyFormat + ?Sized)) -> &'static dyn AnyFormat {
-    let name = format.name();
-    crate::FORMATS
-        .iter()
-        .copied()
-        .find(|f| f.name() == name)
-        .expect("every format that encodes is a line of FORMATS")
+    Ok(Blocks { format, rows, cols, data: data.into(), side: Buf::new() })
 }
 
 fn check_row(format: &(impl AnyFormat + ?Sized), row: usize, weights: &[f32]) -> Result<(), Error> {

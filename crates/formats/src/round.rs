@@ -26,6 +26,13 @@ pub(crate) fn absmax(values: &[f32]) -> f32 {
     f32::from_bits(bits as u32)
 }
 
+/// The weight of largest magnitude with its sign, of equals the first; 0 for an empty slice.
+#[inline(always)]
+pub(crate) fn extreme(values: &[f32]) -> f32 {
+    let most = absmax(values);
+    values.iter().copied().find(|x| x.abs() == most).unwrap_or(0.0)
+}
+
 /// 1 / `x`, or 0 where that is not a finite number.
 #[inline(always)]
 pub(crate) fn inverse(x: f32) -> f32 {

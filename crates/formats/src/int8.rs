@@ -1,0 +1,80 @@
+use crate::{
+    AnyFormat, Blocks, Error, Rows,
+    format::encode_by_row,
+    round::{absmax, half_even},
+};
+
+/// INT8 per output channel: a row's codes, then its f32 scale.
+///
+/// The scale is absmax / 127, a code is weight / scale rounded half to even: −127..=127, so that
+/// the grid is symmetric. Not a [`crate::Format`], because a row is one block of any length.
+#[derive(Debug)]
+pub struct Int8;
+
+impl Int8 {
+    /// The codes and the scale of one row of [`Blocks`] in this format.
+    pub fn row(blocks: &Blocks, row: usize) -> (&[i8], f32) {
+        let (codes, scale) = blocks.row(row).split_at(blocks.cols);
+        (bytemuck::cast_slice(codes), read_scale(scale))
+    }
+}
+
+fn read_scale(bytes: &[u8]) -> f32 {
+    let mut scale = [0; 4];
+    scale.copy_from_slice(bytes);
+    f32::from_le_bytes(scale)
+}
+
+fn encode_row(src: &[f32], dst: &mut [u8]) {
+    let scale = absmax(src) / 127.0;
+    let (codes, tail) = dst.split_at_mut(src.len());
+    tail.copy_from_slice(&scale.to_le_bytes());
+    let step = if scale > 0.0 { scale } else { f32::INFINITY };
+    for (code, x) in codes.iter_mut().zip(src) {
+        *code = half_even((x / step).clamp(-127.0, 127.0)) as i8 as u8;
+    }
+}
+
+impl AnyFormat for Int8 {
+    fn name(&self) -> &'static str {
+        "int8"
+    }
+
+    fn layout(&self) -> &'static str {
+        "per row: i8 codes, then f32 scale; w = scale · code"
+    }
+
+    fn source(&self) -> &'static str {
+        "symmetric absmax / 127 per output channel; codes as bitsandbytes' int8_vectorwise_quant \
+         up to the order of its two roundings"
+    }
+
+    fn block(&self) -> usize {
+        1
+    }
+
+    fn row_bytes(&self, cols: usize) -> usize {
+        cols.saturating_add(size_of::<f32>())
+    }
+
+    fn limit(&self) -> f32 {
+        // 127 times a scale that was rounded up must stay finite.
+        f32::MAX / 2.0
+    }
+
+    fn error_bound(&self, absmax: f32) -> f32 {
+        // Half a step; the smallest f32s are steps of their own.
+        (0.5001 * (absmax / 127.0)).max(127.0 * f32::from_bits(1))
+    }
+
+    fn decode_row(&self, blocks: &Blocks, row: usize, out: &mut [f32]) {
+        let (codes, scale) = Self::row(blocks, row);
+        for (out, code) in out.iter_mut().zip(codes) {
+            *out = f32::from(*code) * scale;
+        }
+    }
+
+    fn encode_from(&'static self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error> {
+        encode_by_row(self, source, threads, encode_row)
+    }
+}

@@ -1,0 +1,63 @@
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use crate::{
+    Format,
+    round::{extreme, inverse},
+};
+
+/// ggml's Q5_0: 32 codes of five bits and their f16 scale.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q5_0 {
+    /// f16, little-endian.
+    pub scale: [u8; 2],
+    /// The fifth bit of each code: bit j of this little-endian u32 belongs to weight j.
+    pub high: [u8; 4],
+    /// The lower four bits: weight j in the low nibble of byte j, weight j + 16 in the high one.
+    pub low: [u8; 16],
+}
+
+impl Format for Q5_0 {
+    const NAME: &'static str = "q5_0";
+    const LAYOUT: &'static str = "per 32 weights: f16 scale, u32 of fifth bits, 16 bytes of nibbles; w = scale · (code − 16)";
+    const SOURCE: &'static str = "ggml block_q5_0; bytes as gguf-py's gguf/quants.py";
+    const BLOCK: usize = 32;
+    const LIMIT: f32 = 65504.0 * 16.0;
+
+    #[inline(always)]
+    fn encode(src: &[f32]) -> Self {
+        // The weight of largest magnitude becomes −16, whatever its sign.
+        let scale = extreme(src) / -16.0;
+        let inverse = inverse(scale);
+        let mut codes = [0u8; 32];
+        for (code, x) in codes.iter_mut().zip(src) {
+            *code = ((x * inverse + 16.5) as i32).clamp(0, 31) as u8;
+        }
+        let mut low = [0; 16];
+        for (j, byte) in low.iter_mut().enumerate() {
+            *byte = codes[j] & 15 | codes[j + 16] << 4;
+        }
+        let high = codes.iter().enumerate().fold(0, |bits, (j, c)| bits | u32::from(c >> 4) << j);
+        Self { scale: f16::from_f32(scale).to_le_bytes(), high: high.to_le_bytes(), low }
+    }
+
+    #[inline(always)]
+    fn decode(&self, out: &mut [f32]) {
+        let scale = f16::from_le_bytes(self.scale).to_f32();
+        let high = u32::from_le_bytes(self.high);
+        for (j, byte) in self.low.iter().enumerate() {
+            let first = i32::from(byte & 15) | ((high >> j & 1) << 4) as i32;
+            let second = i32::from(byte >> 4) | ((high >> (j + 16) & 1) << 4) as i32;
+            out[j] = (first - 16) as f32 * scale;
+            out[j + 16] = (second - 16) as f32 * scale;
+        }
+    }
+
+    fn error_bound(absmax: f32) -> f32 {
+        // The end opposite to the extreme is cut one step short (−16..15): a whole step there,
+        // half a step elsewhere, and 16 times the rounding of the scale to f16.
+        let scale = absmax / 16.0;
+        1.0001 * scale + 16.0 * (scale * 2f32.powi(-11)).max(2f32.powi(-25))
+    }
+}
