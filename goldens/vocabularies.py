@@ -1,7 +1,9 @@
 """Tiny real tokenizers of each family, trained on corpus.py. Used by the other scripts."""
 
+import contextlib
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import sentencepiece
@@ -96,10 +98,24 @@ SENTENCEPIECE = {
                   add_dummy_prefix=False, allow_whitespace_only_pieces=True,
                   pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
                   user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\n", "\n\n", "▁▁", "▁▁▁▁"]),
-    # T5 and ALBERT style: unigram with NFKC, no bytes
-    "unigram": dict(model_type="unigram", byte_fallback=False, normalization_rule_name="nmt_nfkc",
-                    add_dummy_prefix=True),
+    # T5 and ALBERT style: unigram with a compiled table of replacements, no bytes
+    "unigram": dict(model_type="unigram", byte_fallback=False, add_dummy_prefix=True, remove_extra_whitespaces=True),
 }
+
+# A few of NFKC's replacements: the whole table would be most of a megabyte.
+REPLACEMENTS = {
+    "\u00a0": " ", "\u3000": " ", "\u2003": " ", "\t": " ", "\n": " ", "\r": " ", "\ufb01": "fi", "\ufb02": "fl",
+    "\uff21": "A", "\u2460": "1", "\u2026": "...", "\u2122": "TM", "e\u0301": "\u00e9", "n\u0303": "\u00f1",
+    "\u200b": " ", "\ufeff": "",
+}
+
+
+def replacement_table() -> str:
+    """The lines of a SentencePiece normalization_rule_tsv."""
+    def code(text: str) -> str:
+        return " ".join(f"{ord(c):X}" for c in text)
+
+    return "".join(f"{code(a)}\t{code(b)}\n" for a, b in REPLACEMENTS.items())
 
 
 def train_sentencepiece(family: str, size: int, ascii_only: bool = False, **more) -> bytes:
@@ -111,9 +127,12 @@ def train_sentencepiece(family: str, size: int, ascii_only: bool = False, **more
         remove_extra_whitespaces=False, minloglevel=2,
     )
     options |= SENTENCEPIECE[family] | more
-    if family == "unigram":
-        options["remove_extra_whitespaces"] = True
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), **options)
+    # the table's path is written into the model: it has to be the same on every machine
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        if family == "unigram":
+            Path("replacements.tsv").write_text(replacement_table())
+            options["normalization_rule_tsv"] = "replacements.tsv"
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), **options)
     return model.getvalue()
 
 
