@@ -86,7 +86,8 @@ impl Format for Nf4 {
         "per 64 weights: f32 absmax, 32 bytes of nibbles; w = absmax · level(code)";
     const SOURCE: &'static str = "bitsandbytes quantize_4bit, block 64; QLoRA, arXiv 2305.14314";
     const BLOCK: usize = BLOCK;
-    const LIMIT: f32 = f32::MAX;
+    // Half of what an f32 holds, because double quantization takes differences of two absmax.
+    const LIMIT: f32 = f32::MAX / 2.0;
 
     #[inline(always)]
     fn encode(src: &[f32]) -> Self {

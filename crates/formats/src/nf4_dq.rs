@@ -188,8 +188,7 @@ impl AnyFormat for Nf4Dq {
     }
 
     fn limit(&self) -> f32 {
-        // The absmax are summed for their mean and then differ from it by up to this.
-        f32::MAX / 2.0
+        Nf4::LIMIT
     }
 
     fn error_bound(&self, absmax: f32) -> f32 {
