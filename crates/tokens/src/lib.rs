@@ -1,0 +1,24 @@
+//! Text to token ids and back, and chats to text.
+//!
+//! A [`Tokenizer`] is made from what a model comes with: `tokenizer.json`, a SentencePiece
+//! `tokenizer.model`, or a GGUF's own vocabulary. The ids are those of the reference: transformers
+//! for Hugging Face files, llama.cpp for GGUF.
+
+mod affixes;
+mod error;
+mod hf;
+mod settings;
+mod source;
+mod stream;
+mod surface;
+mod tokenizer;
+mod vocabulary;
+
+pub use error::Error;
+pub use source::Source;
+pub use stream::Stream;
+pub use tokenizer::Tokenizer;
+pub use vocabulary::TokenKind;
+
+/// What everything here returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

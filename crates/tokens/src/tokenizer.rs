@@ -1,0 +1,227 @@
+use lathe_files::Checkpoint;
+
+use crate::{
+    Error, Result, Source, Stream, TokenKind, affixes::Affixes, hf, hf::Hf, settings::Settings,
+    vocabulary::Vocabulary,
+};
+
+/// Text to token ids and back.
+#[derive(Debug)]
+pub struct Tokenizer {
+    file: String,
+    engine: Engine,
+    vocabulary: Vocabulary,
+    affixes: Affixes,
+    ids: Ids,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Hf(Hf),
+}
+
+/// The ids with a role.
+#[derive(Clone, Debug, Default)]
+struct Ids {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    unk: Option<u32>,
+    pad: Option<u32>,
+    /// Every id that ends a text, `eos` first.
+    stops: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// The tokenizer that a model comes with: `tokenizer.json`, else `tokenizer.model`, else the
+    /// vocabulary inside a GGUF.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
+        Self::from_source(&Source::of(checkpoint)?)
+    }
+
+    /// The same from the files themselves.
+    pub fn from_source(source: &Source) -> Result<Self> {
+        let settings = Settings::read(source)?;
+        match &source.json {
+            Some(json) => Self::json("tokenizer.json", json, &settings),
+            None => Err(Error::Missing { model: source.model.clone() }),
+        }
+    }
+
+    /// From the bytes of a `tokenizer.json` alone.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        Self::json("tokenizer.json", json, &Settings::default())
+    }
+
+    fn json(file: &str, json: &[u8], settings: &Settings) -> Result<Self> {
+        let json = serde_json::from_slice(json).map_err(|e| Error::broken(file, e))?;
+        let hf::Parts { hf, vocabulary, affixes } = Hf::new(file, json, settings)?;
+        Ok(Self::assemble(file, Engine::Hf(hf), vocabulary, affixes, settings))
+    }
+
+    fn assemble(
+        file: &str,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        affixes: Affixes,
+        settings: &Settings,
+    ) -> Self {
+        let mut all =
+            Self { file: file.to_owned(), engine, vocabulary, affixes, ids: Ids::default() };
+        let id = |text: &Option<String>| text.as_deref().and_then(|t| all.token_id(t));
+        let size = all.vocab_size();
+        let known = |id: &u32| (*id as usize) < size;
+        let eos = id(&settings.eos).or(settings.stop_ids.iter().copied().find(known));
+        let mut stops: Vec<u32> = Vec::new();
+        for id in eos.iter().chain(settings.stop_ids.iter().filter(|id| known(id))) {
+            if !stops.contains(id) {
+                stops.push(*id);
+            }
+        }
+        let ids = Ids {
+            bos: id(&settings.bos).or(settings.bos_id.filter(known)),
+            eos,
+            unk: id(&settings.unk),
+            pad: id(&settings.pad),
+            stops,
+        };
+        if settings.add_bos.is_some() || settings.add_eos.is_some() {
+            let pick = |on: Option<bool>, id: Option<u32>| id.filter(|_| on == Some(true));
+            all.affixes = Affixes {
+                before: pick(settings.add_bos, ids.bos).into_iter().collect(),
+                after: pick(settings.add_eos, ids.eos).into_iter().collect(),
+            };
+        }
+        all.ids = ids;
+        all
+    }
+
+    /// The ids of a text. Special tokens written out in it (`<|im_end|>`) become their ids, as in
+    /// transformers. With `add_special`, bos and eos come with it where the model wants them.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        self.with_affixes(self.ids_of(text, true)?, add_special)
+    }
+
+    /// The ids of a text in which special tokens are text like any other: for words of users, who
+    /// must not be able to end a turn by writing `<|im_end|>`.
+    pub fn encode_plain(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        self.with_affixes(self.ids_of(text, false)?, add_special)
+    }
+
+    /// The ids of bytes that may not be UTF-8. Every maximal broken part becomes one U+FFFD, as
+    /// Python's `bytes.decode(errors="replace")` does, and the text is then encoded.
+    pub fn encode_bytes(&self, bytes: &[u8], add_special: bool) -> Result<Vec<u32>> {
+        self.encode(&String::from_utf8_lossy(bytes), add_special)
+    }
+
+    fn ids_of(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = match &self.engine {
+            Engine::Hf(hf) => hf.encode(text, parse_special),
+        };
+        ids.map_err(|why| Error::Encode { file: self.file.clone(), why })
+    }
+
+    fn with_affixes(&self, mut ids: Vec<u32>, add: bool) -> Result<Vec<u32>> {
+        if add {
+            ids.splice(0..0, self.affixes.before.iter().copied());
+            ids.extend(&self.affixes.after);
+        }
+        Ok(ids)
+    }
+
+    /// The text of ids, without special tokens. Bytes that make no character become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.decode_with(ids, true)
+    }
+
+    /// The text of ids, with special tokens written out or not.
+    pub fn decode_with(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut bytes = Vec::new();
+        for id in ids.iter().filter(|id| !(skip_special && self.is_special(**id))) {
+            self.vocabulary.write(*id, &mut bytes);
+        }
+        let strip = self.vocabulary.surface.strip;
+        let spaces = bytes.iter().take(strip).take_while(|b| **b == b' ').count();
+        String::from_utf8_lossy(&bytes[spaces..]).into_owned()
+    }
+
+    /// Decodes token by token a text of its own: a leading space that the tokenizer put there goes.
+    pub fn stream(&self, skip_special: bool) -> Stream<'_> {
+        Stream::new(self, skip_special, self.vocabulary.surface.strip)
+    }
+
+    /// Decodes token by token a text that continues another: a leading space is text and stays.
+    pub fn stream_on(&self, skip_special: bool) -> Stream<'_> {
+        Stream::new(self, skip_special, 0)
+    }
+
+    /// A token as its file writes it, such as `Ġthe` or `▁the`; `None` beyond the vocabulary.
+    pub fn token_text(&self, id: u32) -> Option<&str> {
+        self.vocabulary.text(id)
+    }
+
+    /// The bytes that a token stands for inside a text.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.vocabulary.write(id, &mut bytes);
+        bytes
+    }
+
+    /// The id of a token, written as its file writes it.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        match &self.engine {
+            Engine::Hf(hf) => hf.id(text),
+        }
+    }
+
+    /// What a token is for.
+    pub fn kind(&self, id: u32) -> TokenKind {
+        self.vocabulary.kind(id)
+    }
+
+    /// Whether a token is left out of text meant for people.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.vocabulary.is_special(id)
+    }
+
+    /// Begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.ids.bos
+    }
+
+    /// Ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.ids.eos
+    }
+
+    /// Stands for what the vocabulary cannot spell.
+    pub fn unk(&self) -> Option<u32> {
+        self.ids.unk
+    }
+
+    /// Fills up a batch.
+    pub fn pad(&self) -> Option<u32> {
+        self.ids.pad
+    }
+
+    /// Every id that ends a generated text: eos, and what `generation_config.json` adds to it.
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.ids.stops
+    }
+
+    /// The ids put before a text by `add_special`.
+    pub fn prefix(&self) -> &[u32] {
+        &self.affixes.before
+    }
+
+    /// One more than the highest id. A model's embedding may have more rows, as padding.
+    pub fn vocab_size(&self) -> usize {
+        self.vocabulary.len()
+    }
+
+    pub(crate) fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+}
