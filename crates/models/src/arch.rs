@@ -39,6 +39,20 @@ pub struct Gguf {
     pub norms_with_offset: bool,
     /// Queries, keys and values are one tensor; so are gate and up.
     pub fused: bool,
+    /// Whether `attention.sliding_window` is written.
+    pub window: WindowKey,
+    /// `rope.scaling.original_context_length` is written even where nothing is stretched.
+    pub original_context: bool,
+}
+
+/// When a family's GGUF files say how far attention sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowKey {
+    /// llama.cpp does not read it for this family.
+    Never,
+    WhenSliding,
+    /// 0 stands for no window.
+    Always,
 }
 
 impl TensorRef {
@@ -56,7 +70,14 @@ impl TensorRef {
 impl Gguf {
     /// A family whose GGUF files differ in names only.
     pub const fn plain(arch: &'static str) -> Self {
-        Self { arch, interleaved_rope: false, norms_with_offset: false, fused: false }
+        Self {
+            arch,
+            interleaved_rope: false,
+            norms_with_offset: false,
+            fused: false,
+            window: WindowKey::Never,
+            original_context: false,
+        }
     }
 }
 

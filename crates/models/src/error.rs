@@ -17,4 +17,20 @@ pub enum Error {
     /// The configuration asks for something that the executor does not compute.
     #[error("the model asks for {what}, which is not supported")]
     Unsupported { what: String },
+
+    /// A tensor that the configuration implies is not in the file.
+    #[error("the model has no tensor `{tensor}` ({role}); is a file of it missing?")]
+    MissingTensor { tensor: String, role: String },
+
+    /// A tensor's shape is not what the configuration implies.
+    #[error("tensor `{tensor}` ({role}) has shape {found:?}; config.json implies {expected:?}")]
+    Shape { tensor: String, role: String, expected: Vec<usize>, found: Vec<usize> },
+
+    /// The file could not be read.
+    #[error(transparent)]
+    File(#[from] lathe_files::Error),
+
+    /// A weight's codes are damaged.
+    #[error(transparent)]
+    Format(#[from] lathe_formats::Error),
 }

@@ -1,7 +1,7 @@
 use super::names;
 use crate::{
     Act, Arch, Attention, Biases, Config, Error, Gguf, Layer, Mixer, Mlp, Norm, Norms, Role, Spec,
-    TensorRef,
+    TensorRef, WindowKey,
 };
 
 /// Gemma 2: every other layer slides, soft caps on scores and logits, norms around each block.
@@ -35,7 +35,7 @@ impl Arch for Gemma2 {
     }
 
     fn gguf(&self) -> Gguf {
-        Gguf { norms_with_offset: true, ..Gguf::plain("gemma2") }
+        Gguf { norms_with_offset: true, window: WindowKey::WhenSliding, ..Gguf::plain("gemma2") }
     }
 }
 

@@ -1,5 +1,5 @@
 use super::{gemma2, names};
-use crate::{Arch, Attention, Config, Error, Gguf, Role, Rope, Spec, TensorRef};
+use crate::{Arch, Attention, Config, Error, Gguf, Role, Rope, Spec, TensorRef, WindowKey};
 
 /// Gemma 3, text: five sliding layers for each full one, each kind with its own rope base.
 ///
@@ -41,7 +41,7 @@ impl Arch for Gemma3 {
     }
 
     fn gguf(&self) -> Gguf {
-        Gguf { norms_with_offset: true, ..Gguf::plain("gemma3") }
+        Gguf { norms_with_offset: true, window: WindowKey::WhenSliding, ..Gguf::plain("gemma3") }
     }
 }
 

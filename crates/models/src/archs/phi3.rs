@@ -1,5 +1,5 @@
 use super::{llama, names};
-use crate::{Arch, Biases, Config, Error, Gguf, Part, Role, Spec, TensorRef};
+use crate::{Arch, Biases, Config, Error, Gguf, Part, Role, Spec, TensorRef, WindowKey};
 
 /// Phi-3, 3.5 and 4 mini: a Llama whose projections are fused and whose rope may be stretched by
 /// a divisor per frequency.
@@ -34,6 +34,11 @@ impl Arch for Phi3 {
     }
 
     fn gguf(&self) -> Gguf {
-        Gguf { fused: true, ..Gguf::plain("phi3") }
+        Gguf {
+            fused: true,
+            window: WindowKey::Always,
+            original_context: true,
+            ..Gguf::plain("phi3")
+        }
     }
 }

@@ -1,0 +1,156 @@
+use lathe_formats::Blocks;
+
+use super::name;
+use crate::{Kind, Layout, Located, Model, Part, Role, Scaling, Spec, rope::Rope};
+
+/// One tensor of a GGUF file to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub name: String,
+    pub rows: usize,
+    pub cols: usize,
+    /// A vector has one dimension in the file and is always stored as f32.
+    pub kind: Kind,
+    pub source: Source,
+}
+
+/// Where a tensor's numbers come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// The rows of these weights one after the other, each edited.
+    Weights(Vec<(Located, Edit)>),
+    /// Computed from the configuration.
+    Values(Vec<f32>),
+}
+
+/// What llama.cpp's converter does to a weight on the way into the file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Edit {
+    None,
+    /// Within each of `heads` heads, element `i` and `i + K/2` of the rows (of a vector: of its
+    /// elements) move next to each other.
+    Interleave {
+        heads: usize,
+    },
+    /// This is added to each number.
+    Add(f32),
+}
+
+impl Edit {
+    /// The source index of each of `count` rows (elements of a vector), where the order changes.
+    pub fn order(self, count: usize) -> Option<Vec<usize>> {
+        let Self::Interleave { heads } = self else { return None };
+        let head = count / heads;
+        let from = |i: usize| (i / head) * head + (i % head) / 2 + (i % 2) * (head / 2);
+        Some((0..count).map(from).collect())
+    }
+
+    /// A matrix's codes with its rows in the new order: any format, as its rows are independent
+    /// byte ranges. `None` where side data is tied to the order of the rows.
+    pub fn reorder(self, blocks: &Blocks) -> Option<Blocks> {
+        let Some(order) = self.order(blocks.rows) else { return Some(blocks.clone()) };
+        if !blocks.side.is_empty() {
+            return None;
+        }
+        let mut data = Vec::with_capacity(blocks.data.len());
+        for row in order {
+            data.extend_from_slice(blocks.row(row));
+        }
+        Some(Blocks { data: data.into(), ..blocks.clone() })
+    }
+
+    /// Edits a vector's numbers.
+    pub fn vector(self, values: &[f32]) -> Vec<f32> {
+        match self {
+            Self::None => values.to_vec(),
+            Self::Add(by) => values.iter().map(|v| v + by).collect(),
+            Self::Interleave { .. } => {
+                let order = self.order(values.len()).unwrap_or_default();
+                order.into_iter().map(|i| values[i]).collect()
+            }
+        }
+    }
+}
+
+/// Every tensor of the model's GGUF file, in the order of the forward pass.
+pub fn tensors(model: &Model) -> Vec<Tensor> {
+    let gguf = model.arch.gguf();
+    let mut list: Vec<Tensor> = rope_factors(&model.spec);
+    for located in &model.weights {
+        let weight = located.weight;
+        let tensor = name(gguf, &model.spec, weight.role);
+        let part = (located.clone(), edit(model, weight.role));
+        // Parts of a fused tensor follow one another in `Spec::weights` but for vectors between.
+        match list.iter_mut().rev().take(8).find(|t| t.name == tensor.name) {
+            Some(Tensor { rows, source: Source::Weights(parts), .. }) => {
+                *rows += weight.rows;
+                parts.push(part);
+            }
+            _ => list.push(Tensor {
+                name: tensor.name,
+                rows: weight.rows,
+                cols: weight.cols,
+                kind: weight.kind,
+                source: Source::Weights(vec![part]),
+            }),
+        }
+    }
+    list
+}
+
+/// What must be done to a weight of the model, given how it is stored now.
+fn edit(model: &Model, role: Role) -> Edit {
+    let (gguf, spec) = (model.arch.gguf(), &model.spec);
+    let add = |offset: f32| match gguf.norms_with_offset && offset != 0.0 {
+        true => Edit::Add(offset),
+        false => Edit::None,
+    };
+    let Role::Layer(index, part) = role else {
+        return if role == Role::FinalNorm { add(spec.final_norm.offset) } else { Edit::None };
+    };
+    let layer = &spec.layers[index];
+    let attention = layer.attention();
+    let interleave = gguf.interleaved_rope && attention.rope.layout == Layout::Half;
+    let offset = |norm: Option<crate::Norm>| add(norm.map_or(0.0, |norm| norm.offset));
+    match part {
+        Part::Q | Part::QBias if interleave => Edit::Interleave { heads: attention.heads },
+        Part::K | Part::KBias if interleave => Edit::Interleave { heads: attention.kv_heads },
+        Part::QNorm | Part::KNorm => offset(attention.qk_norm),
+        Part::MixerNorm => offset(Some(layer.norms.before_mixer)),
+        Part::MixerAfterNorm => offset(layer.norms.after_mixer),
+        Part::MlpNorm => offset(Some(layer.norms.before_mlp)),
+        Part::MlpAfterNorm => offset(layer.norms.after_mlp),
+        _ => Edit::None,
+    }
+}
+
+fn rope_factors(spec: &Spec) -> Vec<Tensor> {
+    let Some(layer) = spec.layers.first() else { return Vec::new() };
+    let rope = &layer.attention().rope;
+    let values = |role: &Role| match (&rope.scaling, role) {
+        (Scaling::LongRope { short, .. }, Role::RopeFactors(crate::Factors::Short)) => {
+            short.clone()
+        }
+        (Scaling::LongRope { long, .. }, _) => long.clone(),
+        (Scaling::Factors(factors), _) => factors.clone(),
+        _ => divisors(rope),
+    };
+    let tensor = |role: &Role| {
+        let values = values(role);
+        Tensor {
+            name: name(crate::Gguf::plain(""), spec, *role).name,
+            rows: 1,
+            cols: values.len(),
+            kind: Kind::Vector,
+            source: Source::Values(values),
+        }
+    };
+    spec.rope_factors().iter().map(tensor).collect()
+}
+
+/// By how much the scaling divides each plain frequency.
+fn divisors(rope: &Rope) -> Vec<f32> {
+    let plain = Rope { scaling: Scaling::None, ..rope.clone() }.frequencies(0).inverse;
+    let scaled = rope.frequencies(0).inverse;
+    plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled).collect()
+}
