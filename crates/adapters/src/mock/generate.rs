@@ -6,72 +6,46 @@ use super::Mock;
 use super::clock::Clock;
 use super::stops::Stops;
 
-/// One request from start to end.
+/// Requests from start to end, one token of each per step.
 pub(super) fn generate(
     mock: &Mock,
-    request: &Request,
-    on: &mut dyn FnMut(Event<'_>) -> Flow,
-) -> Result<Usage, Error> {
-    check(mock, request)?;
+    requests: &[Request],
+    on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
+) -> Result<Vec<Usage>, Error> {
+    for request in requests {
+        check(mock, request)?;
+    }
     let options = &mock.options;
     let clock = Clock::start();
-    let mut due = options.start.0 + options.prefill.0 * request.prompt.len() as f64;
-    clock.wait_until(due);
-    let mut run = Run {
-        mock,
-        request,
-        history: request.prompt.clone(),
-        row: vec![0.0; options.vocab],
-        sampling: ChaCha8Rng::seed_from_u64(request.sampling.seed),
-    };
     let mut jitter = ChaCha8Rng::seed_from_u64(options.seed);
-    jitter.set_stream(mock.count_request());
-    let usage = |generated_tokens, finish| Usage {
-        prompt_tokens: request.prompt.len(),
-        generated_tokens,
-        finish,
-    };
-    if on(Event::Prefilled { tokens: request.prompt.len() }) == Flow::Stop {
-        return Ok(usage(0, Finish::Cancelled));
+    jitter.set_stream(mock.count_call());
+    let prompts: usize = requests.iter().map(|r| r.prompt.len()).sum();
+    let mut due = options.start.0 + options.prefill.0 * prompts as f64;
+    clock.wait_until(due);
+    let mut sequences: Vec<Sequence<'_>> =
+        requests.iter().map(|request| Sequence::new(mock, request)).collect();
+    for (i, sequence) in sequences.iter_mut().enumerate() {
+        sequence.prefilled(&mut |event| on(i, event));
     }
-    let mut stops = Stops::new(&request.stop_strings);
-    for done in 0..request.max_tokens {
-        mock.fail_at(done)?;
-        let id = run.next();
-        due += options.decode.0 * (1.0 + options.jitter * (2.0 * unit(&mut jitter) - 1.0));
+    loop {
+        let open = sequences.iter().filter(|s| s.finish.is_none()).count();
+        if open == 0 {
+            return Ok(sequences.iter().map(Sequence::usage).collect());
+        }
+        let noise = 1.0 + options.jitter * (2.0 * unit(&mut jitter) - 1.0);
+        due += options.decode.0 * noise * (1.0 + options.batch_cost * (open - 1) as f64);
         clock.wait_until(due);
-        if !request.ignore_stop && request.stop_tokens.contains(&id) {
-            return finish(stops, id, on, usage(done, Finish::Stop));
-        }
-        let (text, stopped) = stops.push(&mock.text(id));
-        let flow = on(Event::Token { id, text: &text });
-        if stopped && !request.ignore_stop {
-            return Ok(usage(done + 1, Finish::Stop));
-        }
-        if flow == Flow::Stop {
-            return Ok(usage(done + 1, Finish::Cancelled));
+        for (i, sequence) in sequences.iter_mut().enumerate() {
+            if sequence.finish.is_none() {
+                mock.fail_at(sequence.generated)?;
+                sequence.step(&mut |event| on(i, event));
+            }
         }
     }
-    let last = run.history.last().copied().unwrap_or(0);
-    finish(stops, last, on, usage(request.max_tokens, Finish::Length))
-}
-
-/// Shows text that was held back for a stop string that did not come.
-fn finish(
-    stops: Stops<'_>,
-    id: u32,
-    on: &mut dyn FnMut(Event<'_>) -> Flow,
-    usage: Usage,
-) -> Result<Usage, Error> {
-    let rest = stops.rest();
-    if !rest.is_empty() {
-        on(Event::Token { id, text: &rest });
-    }
-    Ok(usage)
 }
 
 fn check(mock: &Mock, request: &Request) -> Result<(), Error> {
-    let needed = request.prompt.len() + request.max_tokens;
+    let needed = request.prompt.len().saturating_add(request.max_tokens);
     let context = mock.options.context;
     if needed > context {
         return Err(Error::ContextExceeded { needed, context });
@@ -87,15 +61,78 @@ fn check(mock: &Mock, request: &Request) -> Result<(), Error> {
     mock.check_tokens(&request.prompt)
 }
 
-struct Run<'a> {
+/// One request on its way.
+struct Sequence<'a> {
     mock: &'a Mock,
     request: &'a Request,
     history: Vec<u32>,
     row: Vec<f32>,
     sampling: ChaCha8Rng,
+    stops: Stops<'a>,
+    generated: usize,
+    finish: Option<Finish>,
 }
 
-impl Run<'_> {
+impl<'a> Sequence<'a> {
+    fn new(mock: &'a Mock, request: &'a Request) -> Self {
+        Self {
+            mock,
+            request,
+            history: request.prompt.clone(),
+            row: vec![0.0; mock.options.vocab],
+            sampling: ChaCha8Rng::seed_from_u64(request.sampling.seed),
+            stops: Stops::new(&request.stop_strings),
+            generated: 0,
+            finish: None,
+        }
+    }
+
+    fn prefilled(&mut self, on: &mut dyn FnMut(Event<'_>) -> Flow) {
+        if on(Event::Prefilled { tokens: self.request.prompt.len() }) == Flow::Stop {
+            self.finish = Some(Finish::Cancelled);
+        } else if self.request.max_tokens == 0 {
+            self.finish = Some(Finish::Length);
+        }
+    }
+
+    fn step(&mut self, on: &mut dyn FnMut(Event<'_>) -> Flow) {
+        let heeds_stops = !self.request.ignore_stop;
+        let id = self.next();
+        if heeds_stops && self.request.stop_tokens.contains(&id) {
+            self.flush(on);
+            self.finish = Some(Finish::Stop);
+            return;
+        }
+        self.generated += 1;
+        let text = self.mock.text(id);
+        let (text, stopped) = if heeds_stops { self.stops.push(&text) } else { (text, false) };
+        let flow = on(Event::Token { id, text: &text });
+        if stopped {
+            self.finish = Some(Finish::Stop);
+        } else if flow == Flow::Stop {
+            self.finish = Some(Finish::Cancelled);
+        } else if self.generated == self.request.max_tokens {
+            self.flush(on);
+            self.finish = Some(Finish::Length);
+        }
+    }
+
+    /// Shows text that was held back for a stop string that did not come, with the last token.
+    fn flush(&mut self, on: &mut dyn FnMut(Event<'_>) -> Flow) {
+        let rest = self.stops.take_rest();
+        if let (false, Some(&id)) = (rest.is_empty(), self.history.last()) {
+            on(Event::Token { id, text: &rest });
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.request.prompt.len(),
+            generated_tokens: self.generated,
+            finish: self.finish.unwrap_or(Finish::Cancelled),
+        }
+    }
+
     /// The next token: the likeliest at temperature 0, else drawn. Of the other sampling options
     /// only the logit bias is heard.
     fn next(&mut self) -> u32 {

@@ -6,8 +6,8 @@ mod distribution;
 mod generate;
 mod stops;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use lathe_api::{Caps, Engine, Error, Event, Flow, Info, Logits, Request, Scorer, Usage};
 use lathe_base::Seconds;
@@ -30,8 +30,11 @@ pub struct Options {
     pub prefill: Seconds,
     /// Time per generated token.
     pub decode: Seconds,
+    /// How much longer a step takes for each further sequence in it: 0 shares it fully, 1 not at
+    /// all.
+    pub batch_cost: f64,
     /// Relative half-width of the uniform noise on each decode time, drawn from `seed`: 0.1 gives
-    /// times between 90 % and 110 %. The first request has the same times in every process, the
+    /// times between 90 % and 110 %. The first call has the same times in every process, the
     /// second likewise, and so on.
     pub jitter: f64,
     pub seed: u64,
@@ -73,10 +76,11 @@ impl Default for Options {
             vocab: 256,
             context: 4096,
             weight_bytes: 1 << 20,
-            caps: Caps { logits: true, concurrent: true, seed: true },
+            caps: Caps { logits: true, batch: true, seed: true },
             start: Seconds(0.0),
             prefill: Seconds(0.0),
             decode: Seconds(0.0),
+            batch_cost: 0.1,
             jitter: 0.0,
             seed: 0,
             distribution: Distribution::Hashed { seed: 0, spread: 2.0 },
@@ -91,23 +95,23 @@ impl Default for Options {
 pub struct Mock {
     info: Info,
     options: Options,
-    /// Held during a request where `caps.concurrent` is not set: requests then queue.
-    turn: Mutex<()>,
-    /// Requests so far: each has its own stream of jitter.
-    requests: AtomicU64,
+    /// Calls so far: each has its own stream of jitter.
+    calls: AtomicU64,
 }
 
 impl Mock {
     /// # Errors
-    /// [`Error::BadRequest`] for a vocabulary, context or set of logits that cannot be, or a jitter
-    /// outside 0 to 1.
+    /// [`Error::BadRequest`] for a vocabulary, context, latency or set of logits that cannot be, or a
+    /// jitter or batch cost outside 0 to 1.
     pub fn new(options: Options) -> Result<Self, Error> {
         let bad = |what: String| Err(Error::BadRequest { what });
         if options.vocab == 0 || options.context == 0 {
             return bad("a mock needs a vocabulary and a context of at least 1".into());
         }
-        if !(0.0..=1.0).contains(&options.jitter) {
-            return bad(format!("jitter must be between 0 and 1 but is {}", options.jitter));
+        for (name, share) in [("jitter", options.jitter), ("batch_cost", options.batch_cost)] {
+            if !(0.0..=1.0).contains(&share) {
+                return bad(format!("{name} must be between 0 and 1 but is {share}"));
+            }
         }
         for time in [options.start, options.prefill, options.decode] {
             if !(time.0 >= 0.0 && time.0 < 3600.0) {
@@ -124,7 +128,7 @@ impl Mock {
             weight_bytes: options.weight_bytes,
             caps: options.caps,
         };
-        Ok(Self { info, options, turn: Mutex::new(()), requests: AtomicU64::new(0) })
+        Ok(Self { info, options, calls: AtomicU64::new(0) })
     }
 
     /// The text of a token id, as generated events spell it.
@@ -132,9 +136,9 @@ impl Mock {
         self.options.text.text(id)
     }
 
-    /// The number of this request, from 0.
-    fn count_request(&self) -> u64 {
-        self.requests.fetch_add(1, Ordering::Relaxed)
+    /// The number of this call, from 0.
+    fn count_call(&self) -> u64 {
+        self.calls.fetch_add(1, Ordering::Relaxed)
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> Result<(), Error> {
@@ -167,10 +171,22 @@ impl Engine for Mock {
         request: &Request,
         on: &mut dyn FnMut(Event<'_>) -> Flow,
     ) -> Result<Usage, Error> {
-        // A panic in another caller's callback leaves nothing half-done here.
-        let _turn = (!self.options.caps.concurrent)
-            .then(|| self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        generate::generate(self, request, on)
+        let mut usage =
+            generate::generate(self, std::slice::from_ref(request), &mut |_, event| on(event))?;
+        Ok(usage.remove(0))
+    }
+
+    fn generate_batch(
+        &self,
+        requests: &[Request],
+        on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
+    ) -> Result<Vec<Usage>, Error> {
+        if !self.options.caps.batch {
+            let (engine, what) =
+                ("mock".into(), "generate from several prompts in one batch".into());
+            return Err(Error::Unsupported { engine, what });
+        }
+        generate::generate(self, requests, on)
     }
 
     fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error> {

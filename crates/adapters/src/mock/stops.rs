@@ -24,8 +24,8 @@ impl<'a> Stops<'a> {
     }
 
     /// What is still held when the text ends for another reason.
-    pub(super) fn rest(self) -> String {
-        self.held
+    pub(super) fn take_rest(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 }
 
@@ -58,6 +58,6 @@ mod tests {
         let strings = ["é!".to_owned()];
         let mut stops = Stops::new(&strings);
         assert_eq!(stops.push("caf\u{e9}"), ("caf".into(), false));
-        assert_eq!(stops.rest(), "\u{e9}");
+        assert_eq!(stops.take_rest(), "\u{e9}");
     }
 }

@@ -147,3 +147,34 @@ fn fails_when_set_to() {
     assert!(matches!(result, Err(Error::Failed { .. })));
     assert_eq!(seen, 3, "the prefill and two tokens");
 }
+
+#[test]
+fn a_batch_gives_each_request_what_it_would_get_alone() {
+    let short = Request { prompt: vec![9], stop_tokens: vec![11], ..request(5) };
+    let mock = Mock::new(counting()).unwrap();
+    let mut ids = [vec![], vec![]];
+    let usage = mock
+        .generate_batch(&[request(3), short], &mut |i, event| {
+            if let Event::Token { id, .. } = event {
+                ids[i].push(id);
+            }
+            Flow::Continue
+        })
+        .unwrap();
+    assert_eq!(ids, [vec![4, 5, 6], vec![10]]);
+    assert_eq!((usage[0].finish, usage[1].finish), (Finish::Length, Finish::Stop));
+    let single = Options { caps: Caps { logits: true, ..Caps::default() }, ..counting() };
+    let refused = Mock::new(single).unwrap().generate_batch(&[], &mut |_, _| Flow::Continue);
+    assert!(matches!(refused, Err(Error::Unsupported { .. })));
+}
+
+#[test]
+fn a_batch_is_faster_than_its_requests_in_turn() {
+    let options = Options { decode: Seconds(0.004), batch_cost: 0.25, ..counting() };
+    let mock = Mock::new(options).unwrap();
+    let requests = vec![request(5); 5];
+    let started = Instant::now();
+    mock.generate_batch(&requests, &mut |_, _| Flow::Continue).unwrap();
+    // Five steps of 4 ms · (1 + 0.25 · 4) = 40 ms; in turn they would take 100 ms.
+    assert!(started.elapsed().as_secs_f64() >= 0.040);
+}
