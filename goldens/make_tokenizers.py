@@ -242,7 +242,7 @@ def write_gguf(converter, folder: Path, family: str) -> None:
         (model / "config.json").write_text(json.dumps({
             "model_type": config[0], "architectures": [config[1]], "vocab_size": size, "hidden_size": 32,
             "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64,
-            "head_dim": 16, "sliding_window": 16,
+            "head_dim": 16, "sliding_window": 16, **({"bos_token_id": 2, "eos_token_id": 1} if family == "gemma" else {}),
         }))
         # a converter insists on a weight, even for the vocabulary alone
         from safetensors.torch import save_file
@@ -266,7 +266,7 @@ def by_llama_cpp(binary: Path, vocabulary: Path) -> dict:
                     said[key].append(None)
                     continue
                 run = subprocess.run(
-                    [binary, "-m", vocabulary, "-f", file.name, "--ids", "--log-disable", *flags],
+                    [binary, "-m", vocabulary, "-f", file.name, "--ids", "--log-disable", "--no-escape", *flags],
                     capture_output=True, check=True, text=True)
                 said[key].append(json.loads(run.stdout))
     return said

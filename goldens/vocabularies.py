@@ -88,6 +88,9 @@ def write_byte_level(folder: Path, family: str, size: int, template: str | None 
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
+# The first ids of a Gemma vocabulary.
+GEMMA_PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n", "▁▁", "▁▁▁▁"]
+
 # family: what SentencePiece's trainer is told, beyond what all share
 SENTENCEPIECE = {
     # Llama 2: dummy prefix, digits split, bytes for what is not in the vocabulary
@@ -97,7 +100,7 @@ SENTENCEPIECE = {
     "gemma": dict(model_type="bpe", byte_fallback=True, split_digits=True, normalization_rule_name="identity",
                   add_dummy_prefix=False, allow_whitespace_only_pieces=True,
                   pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
-                  user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\n", "\n\n", "▁▁", "▁▁▁▁"]),
+                  user_defined_symbols=GEMMA_PIECES[4:]),
     # T5 and ALBERT style: unigram with a compiled table of replacements, no bytes
     "unigram": dict(model_type="unigram", byte_fallback=False, add_dummy_prefix=True, remove_extra_whitespaces=True),
 }
@@ -153,6 +156,11 @@ def write_sentencepiece(folder: Path, family: str, size: int, template: str | No
     }
     if gemma:
         config["pad_token"] = "<pad>"
+        config["added_tokens_decoder"] = {
+            str(i): {"content": piece, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+                     "special": piece.startswith("<")}
+            for i, piece in enumerate(GEMMA_PIECES)
+        }
     if family == "llama2":
         config["legacy"] = False
     if template is not None:
