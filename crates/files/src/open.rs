@@ -9,16 +9,14 @@ use std::{
 use lathe_base::Buf;
 use serde_json::{Map, Value};
 
-use crate::{
-    Container, Error, Folder, Result, Tensors, gguf::Metadata, mapped, near::nearest, safetensors,
-};
+use crate::{Container, Error, Folder, Result, Tensors, gguf, mapped, near::nearest, safetensors};
 
 /// What [`Checkpoint`](crate::Checkpoint) is made of.
 pub(crate) struct Parts {
     pub(crate) path: PathBuf,
     pub(crate) container: Container,
     pub(crate) config: Map<String, Value>,
-    pub(crate) gguf: Option<Metadata>,
+    pub(crate) gguf: Option<gguf::Metadata>,
     pub(crate) folder: Folder,
     pub(crate) tensors: Tensors,
 }
@@ -37,6 +35,9 @@ pub(crate) fn path(path: &Path) -> Result<Parts> {
 /// Opens a Hugging Face folder, on disk or in memory.
 pub(crate) fn folder(path: &Path, folder: Folder) -> Result<Parts> {
     let found = Shards::find(path, &folder)?;
+    if found.container == Container::Gguf {
+        return gguf_parts(path, &folder, &found.files[0]);
+    }
     let config = config(path, &folder)?;
     let mut tensors = Tensors::default();
     for name in &found.files {
@@ -56,16 +57,60 @@ pub(crate) fn folder(path: &Path, folder: Folder) -> Result<Parts> {
 
 /// Opens a single weights file; its config is read from the folder that it lies in.
 fn file(path: &Path) -> Result<Parts> {
-    let whole = mapped::map(path)?;
-    let mut tensors = Tensors::default();
-    let container = read_into(path, &whole, &mut tensors)?;
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = Folder::Disk(parent.to_owned());
+    let whole = mapped::map(path)?;
+    if gguf::looks_like(&whole) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        return gguf_parts(path, &folder, &name);
+    }
+    let mut tensors = Tensors::default();
+    let container = read_into(path, &whole, &mut tensors)?;
     let config = config(parent, &folder)?;
     Ok(Parts { path: path.to_owned(), container, config, gguf: None, folder, tensors })
 }
 
-/// Reads one weights file, whichever container it is by its first bytes.
+/// Opens a GGUF file and, where it is one of several parts, the others beside it.
+fn gguf_parts(path: &Path, folder: &Folder, name: &str) -> Result<Parts> {
+    let at = |name: &str| if path.is_dir() { path.join(name) } else { path.with_file_name(name) };
+    let part = Part::of(name).filter(|part| part.suffix == "gguf");
+    let files: Vec<String> =
+        part.as_ref().map_or_else(|| vec![name.to_owned()], |part| part.all().collect());
+    let mut tensors = Tensors::default();
+    let mut first = None;
+    for file in &files {
+        let Some(whole) = folder.read(file)? else {
+            let hint = format!("missing, though {name} is one of {} parts", files.len());
+            return Err(Error::missing(&at(file), hint));
+        };
+        let metadata = gguf::read(&at(file), &whole, &mut tensors)?;
+        first.get_or_insert(metadata);
+    }
+    let metadata = first.unwrap_or_default();
+    split(path, &metadata, files.len(), tensors.len())?;
+    let config = gguf::config(path, &metadata, &tensors)?;
+    let (path, container) = (path.to_owned(), Container::Gguf);
+    // A GGUF is complete in itself: what lies beside it may belong to another model.
+    Ok(Parts { path, container, config, gguf: Some(metadata), folder: Folder::None, tensors })
+}
+
+/// Holds what the first part says about the split against what was found.
+fn split(path: &Path, metadata: &gguf::Metadata, files: usize, tensors: usize) -> Result<()> {
+    let claims = |key: &str, found: usize| match metadata.u64(key) {
+        Some(n) if n != found as u64 => {
+            Err(Error::malformed(path, format!("{key} says {n}, but there are {found}")))
+        }
+        _ => Ok(()),
+    };
+    // An unsplit file may carry a count of zero.
+    if metadata.u64("split.count").is_some_and(|n| n > 0) {
+        claims("split.count", files)?;
+        claims("split.tensors.count", tensors)?;
+    }
+    Ok(())
+}
+
+/// Reads one weights file that is not GGUF, whichever container it is by its first bytes.
 fn read_into(path: &Path, whole: &Buf, tensors: &mut Tensors) -> Result<Container> {
     if safetensors::looks_like(whole) {
         safetensors::read(path, whole, tensors)?;
@@ -107,7 +152,16 @@ impl Shards {
                 return Ok(Self { container, files, index: None });
             }
         }
-        Err(no_weights(path, &names))
+        match gguf_files(&names).as_slice() {
+            [] => Err(no_weights(path, &names)),
+            [one] => {
+                Ok(Self { container: Container::Gguf, files: vec![one.to_string()], index: None })
+            }
+            many => Err(Error::missing(
+                path,
+                format!("several GGUF files are here; pass one of them: {}", many.join(", ")),
+            )),
+        }
     }
 
     fn indexed(path: &Path, folder: &Folder, index: &str, container: Container) -> Result<Self> {
@@ -147,6 +201,15 @@ impl Shards {
             None => Ok(()),
         }
     }
+}
+
+/// The GGUF files of a folder; of a split one, only the first part.
+fn gguf_files(names: &[String]) -> Vec<&str> {
+    let later = |name: &str| {
+        Part::of(name).is_some_and(|p| p.all().next().is_some_and(|first| first != name))
+    };
+    let files = names.iter().map(String::as_str);
+    files.filter(|n| n.ends_with(".gguf") && !n.starts_with("mmproj") && !later(n)).collect()
 }
 
 /// Whether a file with a weights suffix holds the model's weights, not a trainer's state.

@@ -2,8 +2,12 @@
 //!
 //! **Source**: `docs/gguf.md` in the ggml repository.
 
+mod config;
+mod read;
 mod types;
 mod value;
 
+pub(crate) use config::config;
+pub(crate) use read::{looks_like, read};
 pub use types::GgmlType;
 pub use value::{Array, Metadata, Value};

@@ -52,6 +52,8 @@ static TYPES: &[GgmlType] = &[
     ggml(35, "tq2_0", 256, 66),
     ggml(39, "mxfp4", 32, 17),
     ggml(40, "nvfp4", 64, 36),
+    ggml(41, "q1_0", 128, 18),
+    ggml(42, "q2_0", 64, 18),
 ];
 
 impl GgmlType {
