@@ -14,6 +14,7 @@ mod layout;
 mod mapped;
 mod near;
 mod open;
+mod pytorch;
 mod safetensors;
 mod tensors;
 

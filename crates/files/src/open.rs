@@ -9,7 +9,9 @@ use std::{
 use lathe_base::Buf;
 use serde_json::{Map, Value};
 
-use crate::{Container, Error, Folder, Result, Tensors, gguf, mapped, near::nearest, safetensors};
+use crate::{
+    Container, Error, Folder, Result, Tensors, gguf, mapped, near::nearest, pytorch, safetensors,
+};
 
 /// What [`Checkpoint`](crate::Checkpoint) is made of.
 pub(crate) struct Parts {
@@ -115,6 +117,9 @@ fn read_into(path: &Path, whole: &Buf, tensors: &mut Tensors) -> Result<Containe
     if safetensors::looks_like(whole) {
         safetensors::read(path, whole, tensors)?;
         Ok(Container::SafeTensors)
+    } else if pytorch::looks_like(whole) {
+        pytorch::read(path, whole, tensors)?;
+        Ok(Container::PyTorch)
     } else if whole.len() < 8 {
         Err(Error::malformed(path, format!("it has only {} bytes", whole.len())))
     } else {
@@ -135,32 +140,55 @@ struct Shards {
 }
 
 impl Shards {
+    /// Looks in the order in which transformers does, then for whatever else is alone.
     fn find(path: &Path, folder: &Folder) -> Result<Self> {
         let names = folder.names()?;
-        for (suffix, container) in
-            [(".safetensors", Container::SafeTensors), (".bin", Container::PyTorch)]
-        {
-            if let Some(index) = names.iter().find(|n| n.ends_with(&format!("{suffix}.index.json")))
-            {
-                return Self::indexed(path, folder, index, container);
+        for (stem, suffix, container) in [
+            ("model", "safetensors", Container::SafeTensors),
+            ("pytorch_model", "bin", Container::PyTorch),
+        ] {
+            let whole = format!("{stem}.{suffix}");
+            let index = format!("{whole}.index.json");
+            if names.contains(&whole) {
+                return Ok(Self { container, files: vec![whole], index: None });
             }
-            let files: Vec<String> =
-                names.iter().filter(|n| n.ends_with(suffix) && is_weights(n)).cloned().collect();
-            if !files.is_empty() {
-                let files = prefer_whole(files);
-                complete(path, &files)?;
-                return Ok(Self { container, files, index: None });
+            if names.contains(&index) {
+                return Self::indexed(path, folder, &index, container);
+            }
+            let first = names
+                .iter()
+                .find_map(|n| Part::of(n).filter(|p| (p.stem, p.suffix) == (stem, suffix)));
+            if let Some(part) = first {
+                return Self::parts(path, &names, &part, container);
             }
         }
-        match gguf_files(&names).as_slice() {
-            [] => Err(no_weights(path, &names)),
-            [one] => {
-                Ok(Self { container: Container::Gguf, files: vec![one.to_string()], index: None })
+        for (found, container) in [
+            (with_suffix(&names, &[".safetensors"]), Container::SafeTensors),
+            (with_suffix(&names, &[".bin", ".pt", ".pth"]), Container::PyTorch),
+            (gguf_files(&names), Container::Gguf),
+        ] {
+            match found.as_slice() {
+                [] => {}
+                [one] => return Ok(Self { container, files: vec![one.to_string()], index: None }),
+                many => {
+                    let many = many.join(", ");
+                    let hint = format!("which of these is the model? Pass one file: {many}");
+                    return Err(Error::missing(path, hint));
+                }
             }
-            many => Err(Error::missing(
-                path,
-                format!("several GGUF files are here; pass one of them: {}", many.join(", ")),
-            )),
+        }
+        Err(no_weights(path, &names))
+    }
+
+    /// Shards without an index: all of them must be there.
+    fn parts(path: &Path, names: &[String], part: &Part<'_>, container: Container) -> Result<Self> {
+        let files: Vec<String> = part.all().collect();
+        match files.iter().find(|file| !names.contains(file)) {
+            Some(lost) => {
+                let hint = format!("missing, though the model is in {} parts", part.total);
+                Err(Error::missing(&path.join(lost), hint))
+            }
+            None => Ok(Self { container, files, index: None }),
         }
     }
 
@@ -203,42 +231,24 @@ impl Shards {
     }
 }
 
+/// Names with one of the suffixes, without a trainer's state and adapters.
+fn with_suffix<'a>(names: &'a [String], suffixes: &[&str]) -> Vec<&'a str> {
+    const OTHERS: [&str; 6] =
+        ["training_args", "optimizer", "scheduler", "rng_state", "adapter_model", "consolidated"];
+    let names = names.iter().map(String::as_str);
+    names
+        .filter(|n| suffixes.iter().any(|s| n.ends_with(s)))
+        .filter(|n| !OTHERS.iter().any(|other| n.starts_with(other)))
+        .collect()
+}
+
 /// The GGUF files of a folder; of a split one, only the first part.
 fn gguf_files(names: &[String]) -> Vec<&str> {
     let later = |name: &str| {
         Part::of(name).is_some_and(|p| p.all().next().is_some_and(|first| first != name))
     };
-    let files = names.iter().map(String::as_str);
-    files.filter(|n| n.ends_with(".gguf") && !n.starts_with("mmproj") && !later(n)).collect()
-}
-
-/// Whether a file with a weights suffix holds the model's weights, not a trainer's state.
-fn is_weights(name: &str) -> bool {
-    const OTHERS: [&str; 6] =
-        ["training_args", "optimizer", "scheduler", "rng_state", "adapter_model", "consolidated"];
-    !OTHERS.iter().any(|other| name.starts_with(other))
-}
-
-/// A folder may hold one file and the same weights in shards; the whole file is enough.
-fn prefer_whole(files: Vec<String>) -> Vec<String> {
-    for whole in ["model.safetensors", "pytorch_model.bin"] {
-        if files.iter().any(|f| f == whole) {
-            return vec![whole.to_owned()];
-        }
-    }
-    files
-}
-
-/// Refuses a set of `NAME-0000i-of-0000n` files of which some are missing.
-fn complete(path: &Path, files: &[String]) -> Result<()> {
-    for file in files {
-        let Some(part) = Part::of(file) else { continue };
-        if let Some(lost) = part.all().find(|name| !files.contains(name)) {
-            let hint = format!("missing, though {file} is one of {} parts", part.total);
-            return Err(Error::missing(&path.join(lost), hint));
-        }
-    }
-    Ok(())
+    let files = with_suffix(names, &[".gguf"]).into_iter();
+    files.filter(|n| !n.starts_with("mmproj") && !later(n)).collect()
 }
 
 /// A file name of the form `STEM-00001-of-00003.SUFFIX`.

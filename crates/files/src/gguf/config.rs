@@ -142,6 +142,8 @@ impl Reader<'_> {
                 config.insert(key.into(), json!(value));
             }
         }
+        // llama.cpp's default, which its converter leaves out for some architectures.
+        config.entry("rope_theta").or_insert(json!(10_000.0));
         // Zero means that no layer's window slides.
         if let Some(window) = self.get("attention.sliding_window").and_then(Value::as_u64) {
             let window = if window == 0 { Json::Null } else { window.into() };
