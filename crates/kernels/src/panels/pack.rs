@@ -1,0 +1,210 @@
+use lathe_formats::{Blocks, Nested};
+use lathe_simd::LANES;
+
+use super::{Kind, Panels, SUB};
+use crate::{Error, Pool, output::Output};
+
+/// Where the codes of a format are read from.
+pub(super) struct Source<'a> {
+    blocks: &'a Blocks,
+    kind: Kind,
+    /// Columns that share a scale, as the format has them.
+    block: usize,
+    nested: Option<Nested>,
+}
+
+impl<'a> Source<'a> {
+    /// `None` where the format has no panel kind.
+    pub(super) fn of(blocks: &'a Blocks) -> Option<Self> {
+        let name = blocks.format.name();
+        let kind = match name {
+            "q4_0" => Kind::Four,
+            "q5_0" => Kind::Five,
+            "q8_0" => Kind::Eight,
+            "int8" => Kind::EightRow,
+            "nf4" | "nf4_dq" => Kind::Table,
+            _ if name.starts_with("int4_asym_g") => Kind::FourZero,
+            _ if name.starts_with("int4_g") => Kind::FourBf16,
+            _ => return None,
+        };
+        let block = if kind == Kind::EightRow { SUB } else { blocks.format.block() };
+        let nested = (name == "nf4_dq").then(|| Nested::of(blocks));
+        block.is_multiple_of(SUB).then_some(Self { blocks, kind, block, nested })
+    }
+
+    /// Reads the codes of block `index` of a row into `codes`, and gives the head for that row.
+    fn read(&self, row: usize, index: usize, codes: &mut [u8]) -> RowHead {
+        let bytes = self.blocks.row(row);
+        if self.kind == Kind::EightRow {
+            let (weights, scale) = bytes.split_at(self.blocks.cols);
+            let from = &weights[index * SUB..(index * SUB + SUB).min(weights.len())];
+            // The padding's codes meet activations that are zero.
+            codes.fill(128);
+            flip_signs(from, codes);
+            return RowHead::new(scale);
+        }
+        let size = bytes.len() / (self.blocks.cols / self.block);
+        let bytes = &bytes[index * size..][..size];
+        match self.kind {
+            Kind::Eight => {
+                let (scale, from) = bytes.split_at(2);
+                flip_signs(from, codes);
+                RowHead::new(scale)
+            }
+            Kind::Four => {
+                let (scale, nibbles) = bytes.split_at(2);
+                split_halves(nibbles, codes);
+                RowHead::new(scale)
+            }
+            Kind::Five => {
+                let (scale, rest) = bytes.split_at(2);
+                let (high, nibbles) = rest.split_at(4);
+                split_halves(nibbles, codes);
+                for (i, code) in codes.iter_mut().enumerate() {
+                    *code |= (high[i / 8] >> (i % 8) & 1) << 4;
+                }
+                RowHead::new(scale)
+            }
+            Kind::Table => {
+                let (absmax, nibbles) = bytes.split_at(size - self.block / 2);
+                for (pair, byte) in codes.as_chunks_mut::<2>().0.iter_mut().zip(nibbles) {
+                    *pair = [byte >> 4, byte & 15];
+                }
+                match &self.nested {
+                    Some(nested) => {
+                        let per_row = self.blocks.cols / self.block;
+                        let absmax = nested.absmax(row * per_row + index, absmax[0]);
+                        RowHead::new(&absmax.to_le_bytes())
+                    }
+                    None => RowHead::new(absmax),
+                }
+            }
+            Kind::FourBf16 | Kind::FourZero => {
+                let (head, nibbles) = bytes.split_at(size - self.block / 2);
+                for (pair, byte) in codes.as_chunks_mut::<2>().0.iter_mut().zip(nibbles) {
+                    *pair = [byte & 15, byte >> 4];
+                }
+                RowHead { zero: head.get(2).copied().unwrap_or(0), ..RowHead::new(&head[..2]) }
+            }
+            Kind::EightRow => unreachable!("rows without blocks are read above"),
+        }
+    }
+}
+
+/// A row's share of a group's head.
+#[derive(Clone, Copy, Default)]
+struct RowHead {
+    scale: [u8; 4],
+    len: usize,
+    zero: u8,
+}
+
+impl RowHead {
+    fn new(bytes: &[u8]) -> Self {
+        let mut scale = [0; 4];
+        scale[..bytes.len()].copy_from_slice(bytes);
+        Self { scale, len: bytes.len(), zero: 0 }
+    }
+
+    fn write(&self, lane: usize, zeros: bool, to: &mut [u8]) {
+        to[lane * self.len..][..self.len].copy_from_slice(&self.scale[..self.len]);
+        if zeros {
+            to[LANES * self.len + lane] = self.zero;
+        }
+    }
+}
+
+/// i8 −128 … 127 as u8 0 … 255.
+fn flip_signs(from: &[u8], to: &mut [u8]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from ^ 128;
+    }
+}
+
+/// ggml's nibbles: the low ones are the first half of the block, the high ones the second.
+fn split_halves(nibbles: &[u8], codes: &mut [u8]) {
+    let (low, high) = codes.split_at_mut(nibbles.len());
+    for ((low, high), byte) in low.iter_mut().zip(high).zip(nibbles) {
+        (*low, *high) = (byte & 15, byte >> 4);
+    }
+}
+
+/// Repacks all rows, a panel per task.
+pub(super) fn pack(pool: &Pool, source: &Source<'_>) -> Result<Panels, Error> {
+    let mut panels = Panels::empty(source.kind, source.block / SUB, source.blocks)?;
+    let (count, bytes) = (panels.count(), panels.panel_bytes());
+    let shape = panels.clone_shape();
+    let out = Output::new(panels.data_mut());
+    pool.run(count, &|panel| {
+        // SAFETY: panels do not overlap.
+        let to = unsafe { out.part(panel * bytes, bytes) };
+        pack_panel(source, &shape, panel * LANES, to);
+    });
+    Ok(panels)
+}
+
+/// What packing has to know of the panels while they are written.
+struct Shape {
+    kind: Kind,
+    groups: usize,
+    group_bytes: usize,
+}
+
+impl Panels {
+    fn clone_shape(&self) -> Shape {
+        Shape { kind: self.kind, groups: self.groups, group_bytes: self.group_bytes() }
+    }
+}
+
+fn pack_panel(source: &Source<'_>, shape: &Shape, first: usize, to: &mut [u8]) {
+    let kind = shape.kind;
+    let rows = LANES.min(source.blocks.rows - first);
+    let mut codes = vec![0; source.block];
+    for group in 0..shape.groups {
+        let start = group * shape.group_bytes;
+        let (head, subs) =
+            to[start..start + shape.group_bytes].split_at_mut(kind.head_bytes());
+        for lane in 0..rows {
+            let row = source.read(first + lane, group, &mut codes);
+            if !head.is_empty() {
+                row.write(lane, kind.has_zeros(), head);
+            }
+            let subs = subs.chunks_exact_mut(kind.sub_bytes());
+            for (codes, sub) in codes.chunks_exact(SUB).zip(subs) {
+                interleave(kind, codes, lane, sub);
+            }
+        }
+    }
+    if kind.tail_bytes() > 0 {
+        let tail = &mut to[shape.groups * shape.group_bytes..];
+        for lane in 0..rows {
+            source.read(first + lane, 0, &mut codes).write(lane, false, tail);
+        }
+    }
+}
+
+/// Puts a row's 32 codes into its lane of a sub-block.
+fn interleave(kind: Kind, codes: &[u8], lane: usize, sub: &mut [u8]) {
+    let fours = codes.as_chunks::<4>().0;
+    match kind {
+        Kind::Eight | Kind::EightRow => {
+            for (j, four) in fours.iter().enumerate() {
+                sub[64 * j + 4 * lane..][..4].copy_from_slice(four);
+            }
+        }
+        Kind::Four | Kind::FourBf16 | Kind::FourZero | Kind::Table | Kind::Five => {
+            let word = |four: &[u8; 4]| u32::from_le_bytes(four.map(|code| code & 15));
+            for (j, pair) in fours.as_chunks::<2>().0.iter().enumerate() {
+                let nibbles = word(&pair[0]) | word(&pair[1]) << 4;
+                sub[64 * j + 4 * lane..][..4].copy_from_slice(&nibbles.to_le_bytes());
+            }
+        }
+    }
+    if kind == Kind::Five {
+        let masks = &mut sub[256..];
+        for (j, four) in fours.iter().enumerate() {
+            let bits = (0..4).fold(0, |bits, i| bits | (four[i] >> 4) << i);
+            masks[8 * j + lane / 2] |= bits << (lane % 2 * 4);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+use std::cell::RefCell;
+
+use lathe_simd::{Isa, LANES, Op};
+
+use super::{
+    Panels,
+    activations::{Activations, TOKEN_SUB},
+    kind::{Codes, Head, Layout, with_layout},
+};
+use crate::{Pool, output::Output};
+
+/// Bytes of panels that one task works through for all tokens: they stay in the second-level
+/// cache while a tile of activations stays in the first.
+const TASK_BYTES: usize = 384 << 10;
+
+/// Bytes of panels that are worth a task when there is one token.
+const STREAM_BYTES: usize = 96 << 10;
+
+/// How far ahead of their use codes are asked for, in bytes of a panel's stream.
+const AHEAD: usize = 2048;
+
+thread_local! {
+    static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Asks for the tile that the registers of the chosen instruction set hold.
+#[derive(Clone)]
+struct TileTokens;
+
+impl Op for TileTokens {
+    type Out = usize;
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> usize {
+        tile_tokens::<I>()
+    }
+}
+
+/// Tokens per tile. With 32 registers two panels' integer sums of six tokens take twelve.
+const fn tile_tokens<I: Isa>() -> usize {
+    if I::REGISTERS >= 32 { 6 } else { 4 }
+}
+
+/// `out = x · wᵀ` with inputs rounded to eight bits.
+pub(super) fn matmul(pool: &Pool, w: &Panels, x: &[f32], t: usize, out: &mut [f32]) {
+    // Taken out of its cell meanwhile: a task may call in again on this thread.
+    let mut room = ROOM.take();
+    let subs = w.groups * w.group;
+    let need = Activations::bytes(t, subs);
+    if room.len() < need {
+        room.resize(need, 0);
+    }
+    let tile = lathe_simd::run(TileTokens);
+    let x = Activations::quantize(pool, x, (t, subs, tile), w.kind, &mut room);
+    let pairs = w.count().div_ceil(2);
+    let bytes = if t <= tile { STREAM_BYTES } else { TASK_BYTES };
+    let most = (bytes / (2 * w.panel_bytes())).max(1);
+    let per_task = most.min(pairs.div_ceil(4 * pool.threads()));
+    let out = Output::new(out);
+    pool.run(pairs.div_ceil(per_task), &|task| {
+        let first = task * per_task * 2;
+        let last = (first + per_task * 2).min(w.count());
+        let strip = Strip { w, x: &x, first, last, out };
+        with_layout!(w.kind, K => lathe_simd::run(Product::<K>(strip, std::marker::PhantomData)));
+    });
+    ROOM.set(room);
+}
+
+/// Panels `first .. last` of a product.
+struct Strip<'a> {
+    w: &'a Panels,
+    x: &'a Activations<'a>,
+    first: usize,
+    last: usize,
+    out: Output<'a, f32>,
+}
+
+struct Product<'a, K>(Strip<'a>, std::marker::PhantomData<K>);
+
+impl<K: Layout> Op for Product<'_, K> {
+    type Out = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let strip = &self.0;
+        // Two panels at once where their sums fit in the registers.
+        let two = I::REGISTERS >= 32;
+        for token in (0..strip.x.t).step_by(tile_tokens::<I>()) {
+            let (tile, tokens) = strip.x.tile(token);
+            let mut panel = strip.first;
+            while panel < strip.last {
+                let panels = if two && panel + 2 <= strip.last { 2 } else { 1 };
+                let at = At { tile, panel, token };
+                match (panels, tokens) {
+                    (1, 1) => strip.tile::<I, K, 1, 1>(isa, at),
+                    (1, 2) => strip.tile::<I, K, 1, 2>(isa, at),
+                    (1, 3) => strip.tile::<I, K, 1, 3>(isa, at),
+                    (1, 4) => strip.tile::<I, K, 1, 4>(isa, at),
+                    (1, 5) if two => strip.tile::<I, K, 1, 5>(isa, at),
+                    (1, 6) if two => strip.tile::<I, K, 1, 6>(isa, at),
+                    (2, 1) if two => strip.tile::<I, K, 2, 1>(isa, at),
+                    (2, 2) if two => strip.tile::<I, K, 2, 2>(isa, at),
+                    (2, 3) if two => strip.tile::<I, K, 2, 3>(isa, at),
+                    (2, 4) if two => strip.tile::<I, K, 2, 4>(isa, at),
+                    (2, 5) if two => strip.tile::<I, K, 2, 5>(isa, at),
+                    (2, 6) if two => strip.tile::<I, K, 2, 6>(isa, at),
+                    _ => unreachable!("no tile of {panels} panels × {tokens} tokens"),
+                }
+                panel += panels;
+            }
+        }
+    }
+}
+
+/// Where a tile of the product is.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    tile: &'a [u8],
+    panel: usize,
+    token: usize,
+}
+
+impl Strip<'_> {
+    /// `P` panels times `N` tokens.
+    #[inline(always)]
+    fn tile<I: Isa, K: Layout, const P: usize, const N: usize>(&self, isa: I, at: At<'_>) {
+        let w = self.w;
+        let panel_bytes = w.panel_bytes();
+        let panels = &w.data()[at.panel * panel_bytes..(at.panel + P) * panel_bytes];
+        assert_eq!(at.tile.len(), w.groups * w.group * N * TOKEN_SUB);
+        let mut sums = [[isa.splat(0.0); N]; P];
+        let (mut code, mut x) = (panels.as_ptr(), at.tile.as_ptr());
+        for _ in 0..w.groups {
+            // SAFETY: `code` walks the groups of the first panel and `x` the sub-blocks of the
+            // tile, whose lengths were checked above; the other panels lie `panel_bytes` apart.
+            unsafe {
+                let head = code;
+                code = code.add(K::Head::BYTES);
+                for _ in 0..w.group {
+                    sub::<I, K, P, N>(isa, (head, code, panel_bytes), x, &mut sums);
+                    code = code.add(K::Codes::BYTES);
+                    x = x.add(N * TOKEN_SUB);
+                }
+            }
+        }
+        if !K::Head::SCALES {
+            for p in 0..P {
+                let at = p * panel_bytes + w.groups * w.group_bytes();
+                let (scale, _) = panels[at..].split_first_chunk().expect("the tail of a panel");
+                let scale = isa.load_f32(scale);
+                for n in 0..N {
+                    sums[p][n] = isa.mul(sums[p][n], scale);
+                }
+            }
+        }
+        for n in 0..N {
+            for p in 0..P {
+                store_rows(isa, sums[p][n], w.rows, at.panel + p, at.token + n, &self.out);
+            }
+        }
+    }
+}
+
+/// Writes a vector of sixteen rows of one token; the last panel may have fewer.
+#[inline(always)]
+pub(super) fn store_rows<I: Isa>(
+    isa: I,
+    sums: I::F,
+    rows: usize,
+    panel: usize,
+    token: usize,
+    out: &Output<'_, f32>,
+) {
+    let row = panel * LANES;
+    let count = LANES.min(rows - row);
+    // SAFETY: a panel's rows are one task's alone.
+    let out = unsafe { out.part(token * rows + row, count) };
+    if let Ok(out) = out.try_into() {
+        isa.store(sums, out);
+    } else {
+        let mut lanes = [0.0; LANES];
+        isa.store(sums, &mut lanes);
+        out.copy_from_slice(&lanes[..count]);
+    }
+}
+
+/// One sub-block of `P` panels times `N` tokens: integer sums, then scales.
+///
+/// # Safety
+/// `w` is a group's head, a sub-block of it, and the distance from a panel to the next: both can
+/// be read in all `P` panels, and a sub-block of `N` tokens can be read at `x`.
+#[inline(always)]
+unsafe fn sub<I: Isa, K: Layout, const P: usize, const N: usize>(
+    isa: I,
+    (head, code, stride): (*const u8, *const u8, usize),
+    x: *const u8,
+    sums: &mut [[I::F; N]; P],
+) {
+    // SAFETY: the caller vouches for the places; those of `x` are multiples of four from its
+    // start, but are read without regard to alignment.
+    unsafe {
+        let scale_at = x.add(super::SUB * N);
+        let correction_at = scale_at.add(4 * N);
+        let mut dots = [[isa.splat_i(0); N]; P];
+        if !K::Head::ZEROS {
+            for n in 0..N {
+                let correction = correction_at.add(4 * n).cast::<i32>().read_unaligned();
+                for p in 0..P {
+                    dots[p][n] = isa.splat_i(correction);
+                }
+            }
+        }
+        for j in 0..4 {
+            let mut codes = [K::Codes::pair(isa, code, j); P];
+            for p in 1..P {
+                codes[p] = K::Codes::pair(isa, code.add(p * stride), j);
+            }
+            for p in 0..P {
+                isa.prefetch(code.wrapping_add(p * stride + AHEAD + 64 * j));
+            }
+            for half in 0..2 {
+                for n in 0..N {
+                    let four = isa.splat_bytes(&*x.add(4 * ((2 * j + half) * N + n)).cast());
+                    for p in 0..P {
+                        dots[p][n] = K::Codes::dot(isa, dots[p][n], codes[p][half], four);
+                    }
+                }
+            }
+        }
+        for p in 0..P {
+            let scales = K::Head::scales(isa, head.add(p * stride));
+            let zeros = K::Head::zeros(isa, head.add(p * stride));
+            for n in 0..N {
+                let scale = isa.splat(scale_at.add(4 * n).cast::<f32>().read_unaligned());
+                let dot = isa.to_f32(dots[p][n]);
+                let sum = if K::Head::SCALES {
+                    isa.fma(dot, isa.mul(scales, scale), sums[p][n])
+                } else {
+                    isa.fma(dot, scale, sums[p][n])
+                };
+                sums[p][n] = if K::Head::ZEROS {
+                    let total = isa.splat(correction_at.add(4 * n).cast::<f32>().read_unaligned());
+                    isa.fma(isa.mul(scales, zeros), total, sum)
+                } else {
+                    sum
+                };
+            }
+        }
+    }
+}
