@@ -14,6 +14,7 @@ mod matmul;
 mod matrix;
 mod norm;
 mod output;
+mod panels;
 mod pool;
 mod rope;
 mod rowwise;

@@ -1,4 +1,4 @@
-use crate::{Matrix, Pool, dense};
+use crate::{Matrix, Pool};
 
 /// `out[t, row] = Σ x[t, col] · w[row, col]`, for `t` tokens.
 ///
@@ -6,8 +6,9 @@ use crate::{Matrix, Pool, dense};
 pub fn matmul(pool: &Pool, x: &[f32], t: usize, w: &Matrix, out: &mut [f32]) {
     assert_eq!(x.len(), t * w.cols(), "x is not [{t}, {}]", w.cols());
     assert_eq!(out.len(), t * w.rows(), "out is not [{t}, {}]", w.rows());
-    if t == 0 || w.rows() == 0 {
+    if t == 0 || w.rows() == 0 || w.cols() == 0 {
+        out.fill(0.0);
         return;
     }
-    dense::matmul(pool, x, t, w.blocks(), out);
+    w.product(pool, x, t, out);
 }

@@ -1,6 +1,6 @@
-use lathe_formats::Blocks;
+use lathe_formats::{AnyFormat, Blocks};
 
-use crate::{Error, Pool};
+use crate::{Error, Pool, dense, panels::Panels};
 
 /// The arithmetic of a product with coded weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -17,35 +17,62 @@ pub enum Precision {
 /// Weights `[rows, cols]`, ready to be multiplied with.
 #[derive(Clone, Debug)]
 pub struct Matrix {
-    blocks: Blocks,
+    rows: usize,
+    cols: usize,
+    format: &'static dyn AnyFormat,
     precision: Precision,
+    store: Store,
+}
+
+/// How the weights are held.
+#[derive(Clone, Debug)]
+enum Store {
+    /// As they came, be it in a memory map.
+    Rows(Blocks),
+    /// Repacked.
+    Panels(Panels),
 }
 
 impl Matrix {
-    /// Takes weights in any format. Dense formats are used where they lie, be it in a memory map.
+    /// Takes weights in any format: dense ones are used where they lie, be it in a memory map,
+    /// integer codes are repacked into as many bytes, and formats that no kernel knows are
+    /// decoded as they are needed.
+    ///
+    /// **Errors**: not enough memory for the repacked weights.
     pub fn new(blocks: Blocks) -> Result<Self, Error> {
         Self::with(blocks, Precision::Fast, &Pool::new(1))
     }
 
     /// As [`Matrix::new`], with a choice of arithmetic, and prepared by the pool's threads.
     pub fn with(blocks: Blocks, precision: Precision, pool: &Pool) -> Result<Self, Error> {
-        let _ = pool;
-        Ok(Self { blocks, precision })
+        let (rows, cols, format) = (blocks.rows, blocks.cols, blocks.format);
+        let store = match Panels::pack(pool, &blocks) {
+            Some(panels) => Store::Panels(panels?),
+            None => Store::Rows(blocks),
+        };
+        Ok(Self { rows, cols, format, precision, store })
+    }
+
+    /// The same weights with another arithmetic.
+    #[must_use]
+    pub fn precise(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
     }
 
     /// Outputs per token.
     pub fn rows(&self) -> usize {
-        self.blocks.rows
+        self.rows
     }
 
     /// Inputs per token.
     pub fn cols(&self) -> usize {
-        self.blocks.cols
+        self.cols
     }
 
     /// The name of the format of the weights.
     pub fn format(&self) -> &'static str {
-        self.blocks.format.name()
+        self.format.name()
     }
 
     /// The arithmetic of products.
@@ -53,17 +80,31 @@ impl Matrix {
         self.precision
     }
 
-    /// Bytes held: those read for each token.
+    /// Bytes held: all of them are read for each token.
     pub fn bytes(&self) -> usize {
-        self.blocks.bytes()
+        match &self.store {
+            Store::Rows(blocks) => blocks.bytes(),
+            Store::Panels(panels) => panels.bytes(),
+        }
+    }
+
+    /// Whether the weights are a copy of their own, so that what they came from can be let go.
+    pub fn is_repacked(&self) -> bool {
+        matches!(self.store, Store::Panels(_))
     }
 
     /// Writes the weights of one row to `out`, which has `cols` places: an embedding's look-up.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
-        self.blocks.decode_row(row, out);
+        match &self.store {
+            Store::Rows(blocks) => blocks.decode_row(row, out),
+            Store::Panels(panels) => panels.decode_row(row, out),
+        }
     }
 
-    pub(crate) fn blocks(&self) -> &Blocks {
-        &self.blocks
+    pub(crate) fn product(&self, pool: &Pool, x: &[f32], t: usize, out: &mut [f32]) {
+        match &self.store {
+            Store::Rows(blocks) => dense::matmul(pool, x, t, blocks, out),
+            Store::Panels(panels) => panels.matmul(pool, x, t, self.precision, out),
+        }
     }
 }

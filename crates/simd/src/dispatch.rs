@@ -1,4 +1,4 @@
-use std::sync::OnceLock;
+use std::{cell::Cell, sync::OnceLock};
 
 use crate::{Isa, Scalar};
 
@@ -29,17 +29,17 @@ pub fn chosen() -> &'static Choice {
 }
 
 fn choose(wanted: Option<&str>) -> Choice {
-    let here = run_all(Name);
-    let best = here.last().expect("scalar is everywhere").0;
+    let here = available();
+    let best = *here.last().expect("scalar is everywhere");
     match wanted {
         None | Some("") => Choice { name: best, refused: None },
-        Some(wanted) => match here.iter().find(|(name, ())| *name == wanted) {
-            Some((name, ())) => Choice { name, refused: None },
+        Some(wanted) => match here.iter().find(|name| **name == wanted) {
+            Some(name) => Choice { name, refused: None },
             None => Choice {
                 name: best,
                 refused: Some(format!(
                     "LATHE_ISA={wanted} is not available here, using {best}; this machine has {}",
-                    here.iter().map(|(name, ())| *name).collect::<Vec<_>>().join(", ")
+                    here.join(", ")
                 )),
             },
         },
@@ -67,26 +67,51 @@ enum Token {
     Neon(crate::Neon),
 }
 
+thread_local! {
+    /// What [`with_isa`] has set.
+    static FORCED: Cell<Option<Token>> = const { Cell::new(None) };
+}
+
+/// Runs `f` with [`run`] on this thread using the instruction set `name`; `None` where this
+/// machine does not have it. For tests and benchmarks: other threads keep the [`chosen`] one.
+pub fn with_isa<T>(name: &str, f: impl FnOnce() -> T) -> Option<T> {
+    /// Puts the former choice back, also when `f` panics.
+    struct Restore(Option<Token>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
+    }
+    let token = find(name)?;
+    let _restore = Restore(FORCED.replace(Some(token)));
+    Some(f())
+}
+
+/// The names of the instruction sets of this machine, the best last.
+pub fn available() -> Vec<&'static str> {
+    run_all(Name).into_iter().map(|(name, ())| name).collect()
+}
+
+#[inline]
 fn token() -> Token {
     static TOKEN: OnceLock<Token> = OnceLock::new();
-    *TOKEN.get_or_init(|| {
-        let name = chosen().name;
-        #[cfg(target_arch = "x86_64")]
-        {
-            if let Some(isa) = crate::Avx512::detect().filter(|_| name == crate::Avx512::NAME) {
-                return Token::Avx512(isa);
-            }
-            if let Some(isa) = crate::Avx2::detect().filter(|_| name == crate::Avx2::NAME) {
-                return Token::Avx2(isa);
-            }
-        }
-        #[cfg(target_arch = "aarch64")]
-        if let Some(isa) = crate::Neon::detect().filter(|_| name == crate::Neon::NAME) {
-            return Token::Neon(isa);
-        }
-        debug_assert_eq!(name, Scalar::NAME);
-        Token::Scalar(Scalar)
+    let forced = FORCED.get();
+    forced.unwrap_or_else(|| {
+        *TOKEN.get_or_init(|| find(chosen().name).unwrap_or(Token::Scalar(Scalar)))
     })
+}
+
+fn find(name: &str) -> Option<Token> {
+    match name {
+        Scalar::NAME => Some(Token::Scalar(Scalar)),
+        #[cfg(target_arch = "x86_64")]
+        crate::Avx2::NAME => crate::Avx2::detect().map(Token::Avx2),
+        #[cfg(target_arch = "x86_64")]
+        crate::Avx512::NAME => crate::Avx512::detect().map(Token::Avx512),
+        #[cfg(target_arch = "aarch64")]
+        crate::Neon::NAME => crate::Neon::detect().map(Token::Neon),
+        _ => None,
+    }
 }
 
 /// Runs `op` on the [`chosen`] instruction set.

@@ -20,7 +20,7 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
-pub use dispatch::{Choice, Op, chosen, run, run_all};
+pub use dispatch::{Choice, Op, available, chosen, run, run_all, with_isa};
 pub use isa::{Isa, LANES};
 pub use scalar::Scalar;
 

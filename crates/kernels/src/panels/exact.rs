@@ -55,7 +55,13 @@ impl<K: Layout> Op for Exact<'_, K> {
                 4..=11 => strip.tile::<I, 4>(isa, token),
                 _ => strip.tile::<I, 1>(isa, token),
             }
-            token += if n == 12 { 12 } else if n >= 4 { 4 } else { 1 };
+            token += if n == 12 {
+                12
+            } else if n >= 4 {
+                4
+            } else {
+                1
+            };
         }
     }
 }

@@ -27,13 +27,34 @@ macro_rules! with_layout {
     ($kind:expr, $K:ident => $body:expr) => {{
         use $crate::panels::kind::*;
         match $kind {
-            Kind::Four => { type $K = Both<Nibbles<8>, HeadF16>; $body }
-            Kind::FourBf16 => { type $K = Both<Nibbles<8>, HeadBf16>; $body }
-            Kind::FourZero => { type $K = Both<Nibbles<0>, HeadZero>; $body }
-            Kind::Table => { type $K = Both<Levels, HeadF32>; $body }
-            Kind::Five => { type $K = Both<FiveBits, HeadF16>; $body }
-            Kind::Eight => { type $K = Both<Bytes, HeadF16>; $body }
-            Kind::EightRow => { type $K = Both<Bytes, Tail>; $body }
+            Kind::Four => {
+                type $K = Both<Nibbles<8>, HeadF16>;
+                $body
+            }
+            Kind::FourBf16 => {
+                type $K = Both<Nibbles<8>, HeadBf16>;
+                $body
+            }
+            Kind::FourZero => {
+                type $K = Both<Nibbles<0>, HeadZero>;
+                $body
+            }
+            Kind::Table => {
+                type $K = Both<Levels, HeadF32>;
+                $body
+            }
+            Kind::Five => {
+                type $K = Both<FiveBits, HeadF16>;
+                $body
+            }
+            Kind::Eight => {
+                type $K = Both<Bytes, HeadF16>;
+                $body
+            }
+            Kind::EightRow => {
+                type $K = Both<Bytes, Tail>;
+                $body
+            }
         }
     }};
 }
@@ -199,10 +220,7 @@ impl Codes for FiveBits {
         unsafe {
             let [low, high] = Nibbles::<0>::pair(isa, from, j);
             let masks = from.add(256 + 16 * j);
-            [
-                isa.add_fifth_bit(low, &*masks.cast()),
-                isa.add_fifth_bit(high, &*masks.add(8).cast()),
-            ]
+            [isa.add_fifth_bit(low, &*masks.cast()), isa.add_fifth_bit(high, &*masks.add(8).cast())]
         }
     }
     #[inline(always)]

@@ -72,9 +72,8 @@ impl<'a> Source<'a> {
                 }
                 match &self.nested {
                     Some(nested) => {
-                        let per_row = self.blocks.cols / self.block;
-                        let absmax = nested.absmax(row * per_row + index, absmax[0]);
-                        RowHead::new(&absmax.to_le_bytes())
+                        let block = row * (self.blocks.cols / self.block) + index;
+                        RowHead::new(&absmax_of(nested, block, absmax[0]).to_le_bytes())
                     }
                     None => RowHead::new(absmax),
                 }
@@ -89,6 +88,13 @@ impl<'a> Source<'a> {
             Kind::EightRow => unreachable!("rows without blocks are read above"),
         }
     }
+}
+
+/// The absmax of a block of the whole matrix in NF4 with double quantization.
+fn absmax_of(nested: &Nested, block: usize, code: u8) -> f32 {
+    const NESTED_BLOCK: usize = 256;
+    let level = nested.map[usize::from(code)];
+    level * nested.absmax[(nested.skip + block) / NESTED_BLOCK] + nested.offset
 }
 
 /// A row's share of a group's head.
@@ -133,7 +139,7 @@ fn split_halves(nibbles: &[u8], codes: &mut [u8]) {
 pub(super) fn pack(pool: &Pool, source: &Source<'_>) -> Result<Panels, Error> {
     let mut panels = Panels::empty(source.kind, source.block / SUB, source.blocks)?;
     let (count, bytes) = (panels.count(), panels.panel_bytes());
-    let shape = panels.clone_shape();
+    let shape = panels.shape();
     let out = Output::new(panels.data_mut());
     pool.run(count, &|panel| {
         // SAFETY: panels do not overlap.
@@ -151,7 +157,7 @@ struct Shape {
 }
 
 impl Panels {
-    fn clone_shape(&self) -> Shape {
+    fn shape(&self) -> Shape {
         Shape { kind: self.kind, groups: self.groups, group_bytes: self.group_bytes() }
     }
 }
@@ -162,8 +168,7 @@ fn pack_panel(source: &Source<'_>, shape: &Shape, first: usize, to: &mut [u8]) {
     let mut codes = vec![0; source.block];
     for group in 0..shape.groups {
         let start = group * shape.group_bytes;
-        let (head, subs) =
-            to[start..start + shape.group_bytes].split_at_mut(kind.head_bytes());
+        let (head, subs) = to[start..start + shape.group_bytes].split_at_mut(kind.head_bytes());
         for lane in 0..rows {
             let row = source.read(first + lane, group, &mut codes);
             if !head.is_empty() {

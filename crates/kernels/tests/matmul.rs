@@ -1,0 +1,265 @@
+//! Every format on every instruction set of this machine against naive sums in f64, and every
+//! promise of sameness: instruction sets, threads, tokens.
+
+use lathe_base::Buf;
+use lathe_formats::{AnyFormat, Blocks, FORMATS, by_name};
+use lathe_kernels::{Matrix, Pool, Precision, matmul};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Tokens of the products: single, odd, and more than any tile.
+const TOKENS: [usize; 5] = [1, 2, 3, 7, 33];
+
+fn normal(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
+    // A sum of twelve uniforms: normal enough, with tails that make blocks differ.
+    (0..n).map(|_| (0..12).map(|_| rng.random::<f32>() - 0.5).sum()).collect()
+}
+
+/// Shapes that a format can take: one block, one panel, odd rows, several groups, odd columns.
+fn shapes(format: &dyn AnyFormat) -> Vec<(usize, usize)> {
+    let block = format.block();
+    if block == 1 {
+        vec![(1, 1), (3, 31), (16, 33), (17, 100), (35, 384), (4, 64)]
+    } else {
+        vec![(1, block), (16, block), (17, 2 * block), (35, 384), (64, 640)]
+            .into_iter()
+            .filter(|(_, cols)| cols % block == 0)
+            .collect()
+    }
+}
+
+fn product(x: &[f32], t: usize, w: &Matrix, threads: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; t * w.rows()];
+    matmul(&Pool::new(threads), x, t, w, &mut out);
+    out
+}
+
+/// The inputs as the fast path of integer formats sees them.
+fn rounded(x: &[f32], cols: usize) -> Vec<f32> {
+    let mut out = Vec::new();
+    for part in x.chunks(cols).flat_map(|row| row.chunks(32)) {
+        let most = part.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
+        out.extend(part.iter().map(|x| (x * inverse).round_ties_even() * (most / 127.0)));
+    }
+    out
+}
+
+/// Sums in f64, and sums of magnitudes to hold errors against.
+fn truth(x: &[f32], t: usize, w: &[f32], rows: usize, cols: usize) -> Vec<(f64, f64)> {
+    let dot = |n: usize, r: usize| {
+        let pairs = x[n * cols..][..cols].iter().zip(&w[r * cols..][..cols]);
+        pairs.fold((0.0, 0.0), |(sum, size), (x, w)| {
+            let product = f64::from(*x) * f64::from(*w);
+            (sum + product, size + product.abs())
+        })
+    };
+    (0..t).flat_map(|n| (0..rows).map(move |r| dot(n, r))).collect()
+}
+
+/// Rounding errors of sums in f32, relative to the sum of magnitudes: half a unit per addition, as
+/// when one term is far larger than all that follow.
+const ROUNDING: f64 = 640.0 / (1 << 24) as f64;
+
+fn assert_close(found: &[f32], truth: &[(f64, f64)], extra: f64, what: &str) {
+    for (i, (found, (sum, size))) in found.iter().zip(truth).enumerate() {
+        let error = (f64::from(*found) - sum).abs();
+        let bound = (ROUNDING + extra) * size + 1e-30;
+        assert!(error <= bound, "{what}: output {i} is {found}, not {sum}: {error} > {bound}");
+    }
+}
+
+/// What a format's fast path may be off by beyond rounding: the levels of NF4 in 127ths, in a
+/// sum where a weight is seldom below a tenth of the largest.
+fn fast_extra(format: &dyn AnyFormat) -> f64 {
+    if format.name().starts_with("nf4") { 0.02 } else { 0.0 }
+}
+
+fn is_coded(format: &dyn AnyFormat) -> bool {
+    !["f32", "f16", "bf16"].contains(&format.name())
+}
+
+fn check(blocks: &Blocks, x: &[f32], t: usize, what: &str) {
+    let (rows, cols) = (blocks.rows, blocks.cols);
+    let weights = blocks.decode();
+    let what = format!("{what} {} [{rows}, {cols}] × {t}", blocks.format.name());
+    let exact = Matrix::with(blocks.clone(), Precision::Exact, &Pool::new(2)).unwrap();
+    let fast = Matrix::new(blocks.clone()).unwrap();
+    let exact_truth = truth(x, t, &weights, rows, cols);
+    let fast_truth = if is_coded(blocks.format) {
+        truth(&rounded(x, cols), t, &weights, rows, cols)
+    } else {
+        exact_truth.clone()
+    };
+    let mut first = None;
+    for isa in lathe_simd::available() {
+        let what = format!("{what} on {isa}");
+        let run = |w: &Matrix| lathe_simd::with_isa(isa, || product(x, t, w, 1)).unwrap();
+        let results = [run(&exact), run(&fast)];
+        assert_close(&results[0], &exact_truth, 0.0, &format!("exact {what}"));
+        assert_close(&results[1], &fast_truth, fast_extra(blocks.format), &format!("fast {what}"));
+        let first = first.get_or_insert_with(|| results.clone());
+        assert_eq!(*first, results, "{what} differs from scalar");
+    }
+}
+
+#[test]
+fn every_format_multiplies_like_its_decoded_weights_on_every_instruction_set() {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for format in FORMATS {
+        for (rows, cols) in shapes(*format) {
+            let weights = normal(&mut rng, rows * cols);
+            let blocks = format.encode(rows, cols, &weights, 1).unwrap();
+            for t in TOKENS {
+                check(&blocks, &normal(&mut rng, t * cols), t, "random");
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_codes_and_inputs_neither_overflow_nor_saturate() {
+    let signs = |n: usize| if n.is_multiple_of(2) { 1.0 } else { -1.0 };
+    let patterns: [(&str, fn(usize) -> f32); 5] = [
+        ("zeros", |_| 0.0),
+        ("all highest", |_| 100.0),
+        ("all lowest", |_| -100.0),
+        ("one large", |i| if i % 32 == 5 { 1000.0 } else { 0.001 }),
+        ("tiny", |i| 1e-20 * (i % 7) as f32),
+    ];
+    for format in FORMATS {
+        let (rows, cols) = (18, 256);
+        for (name, pattern) in patterns {
+            let weights: Vec<f32> = (0..rows * cols).map(pattern).collect();
+            let signed: Vec<f32> = weights.iter().enumerate().map(|(i, w)| w * signs(i)).collect();
+            for weights in [weights, signed] {
+                let blocks = format.encode(rows, cols, &weights, 1).unwrap();
+                for (other, pattern) in patterns {
+                    let x: Vec<f32> = (0..cols).map(pattern).collect();
+                    check(&blocks, &x, 1, &format!("{name} by {other}"));
+                    let x: Vec<f32> = (0..cols).map(|i| pattern(i) * signs(i)).collect();
+                    check(&blocks, &x, 1, &format!("{name} by alternating {other}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_lowest_byte_of_int8_counts_as_minus_128() {
+    // Lathe never writes it, other tools do.
+    let format = by_name("int8").unwrap();
+    let (rows, cols) = (3, 64);
+    let mut data = Vec::new();
+    for _ in 0..rows {
+        data.extend([0x80; 64]);
+        data.extend(0.5f32.to_le_bytes());
+    }
+    let blocks = Blocks::new(format, rows, cols, data.into(), Buf::new()).unwrap();
+    check(&blocks, &[127.0; 64], 1, "lowest byte");
+    check(&blocks, &[-127.0; 64], 1, "lowest byte");
+}
+
+#[test]
+fn a_token_gets_the_same_bits_alone_and_in_any_company() {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let (rows, cols) = (35, 384);
+    for format in FORMATS {
+        let weights = normal(&mut rng, rows * cols);
+        let blocks = format.encode(rows, cols, &weights, 1).unwrap();
+        let x = normal(&mut rng, 33 * cols);
+        for precision in [Precision::Fast, Precision::Exact] {
+            let w = Matrix::new(blocks.clone()).unwrap().precise(precision);
+            for isa in lathe_simd::available() {
+                let run =
+                    |x: &[f32], t| lathe_simd::with_isa(isa, || product(x, t, &w, 1)).unwrap();
+                let alone: Vec<f32> = x.chunks(cols).flat_map(|x| run(x, 1)).collect();
+                for t in TOKENS {
+                    let together = run(&x[..t * cols], t);
+                    assert_eq!(together, alone[..t * rows], "{} {isa} {t}", format.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let (rows, cols) = (203, 256);
+    for format in FORMATS {
+        let weights = normal(&mut rng, rows * cols);
+        let blocks = format.encode(rows, cols, &weights, 1).unwrap();
+        for precision in [Precision::Fast, Precision::Exact] {
+            let w = Matrix::with(blocks.clone(), precision, &Pool::new(3)).unwrap();
+            for t in [1, 9] {
+                let x = normal(&mut rng, t * cols);
+                let one = product(&x, t, &w, 1);
+                for threads in [2, 5] {
+                    assert_eq!(product(&x, t, &w, threads), one, "{} {threads}", format.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_inputs_costs_no_more_than_documented() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let (rows, cols) = (32, 512);
+    for format in FORMATS.iter().filter(|f| is_coded(**f)) {
+        let blocks = format.encode(rows, cols, &normal(&mut rng, rows * cols), 1).unwrap();
+        let weights = blocks.decode();
+        let x = normal(&mut rng, cols);
+        let fast = product(&x, 1, &Matrix::new(blocks).unwrap(), 2);
+        let truth = truth(&x, 1, &weights, rows, cols);
+        for (r, fast) in fast.iter().enumerate() {
+            let row = &weights[r * cols..][..cols];
+            let bound: f64 = x
+                .chunks(32)
+                .zip(row.chunks(32))
+                .map(|(x, w)| {
+                    let most = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                    f64::from(most / 254.0) * w.iter().map(|w| f64::from(w.abs())).sum::<f64>()
+                })
+                .sum();
+            let error = (f64::from(*fast) - truth[r].0).abs();
+            let extra = (ROUNDING + fast_extra(*format)) * truth[r].1;
+            assert!(error <= bound + extra, "{}: {error} > {bound}", format.name());
+        }
+    }
+}
+
+#[test]
+fn repacked_weights_keep_their_size_and_rows_decode_as_in_their_format() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    for format in FORMATS {
+        let (rows, cols) = (37, 640);
+        let blocks = format.encode(rows, cols, &normal(&mut rng, rows * cols), 1).unwrap();
+        let w = Matrix::new(blocks.clone()).unwrap();
+        assert_eq!(w.is_repacked(), is_coded(*format));
+        // 37 rows become 48; NF4's coded absmax become f32.
+        let padded = blocks.bytes() * 48 / 37 + 64 * 3;
+        let wider = if format.name() == "nf4_dq" { padded / 8 } else { 0 };
+        assert!(w.bytes() <= padded + wider, "{}: {} > {padded}", format.name(), w.bytes());
+        for isa in lathe_simd::available() {
+            for row in [0, 15, 16, 36] {
+                let (mut found, mut expected) = (vec![0.0; cols], vec![0.0; cols]);
+                lathe_simd::with_isa(isa, || w.decode_row(row, &mut found)).unwrap();
+                blocks.decode_row(row, &mut expected);
+                assert_eq!(found, expected, "{} row {row} on {isa}", format.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_times_nothing_is_nothing() {
+    let f32 = by_name("f32").unwrap();
+    let w = Matrix::new(f32.encode(2, 3, &[1.0; 6], 1).unwrap()).unwrap();
+    assert!(product(&[], 0, &w, 2).is_empty());
+    let w = Matrix::new(f32.encode(0, 3, &[], 1).unwrap()).unwrap();
+    assert!(product(&[1.0; 3], 1, &w, 2).is_empty());
+    let w = Matrix::new(f32.encode(2, 0, &[], 1).unwrap()).unwrap();
+    assert_eq!(product(&[], 1, &w, 2), [0.0; 2]);
+}
