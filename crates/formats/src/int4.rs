@@ -23,9 +23,9 @@ pub struct Int4<const N: usize, const H: usize> {
 
 /// An asymmetric group of `N` weights; `H` is N / 2.
 ///
-/// The range of the group is widened to hold 0, the scale is a fifteenth of it rounded to
-/// bfloat16, the zero point −8 − min / scale rounded half to even and clamped to −8..=7, and a
-/// code is weight / scale + zero point, rounded and clamped likewise.
+/// The range of the group is widened to hold 0, the scale is a fifteenth of it, the zero point
+/// −8 − min / scale rounded half to even and clamped to −8..=7; the scale is then rounded to
+/// bfloat16, and a code is weight / scale + zero point, rounded and clamped likewise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
 pub struct Int4Asym<const N: usize, const H: usize> {
@@ -61,8 +61,6 @@ const LIMIT: f32 = f32::MAX / 2.0;
 /// Packs `weight / scale + zero`, rounded and clamped to four bits, two codes a byte.
 #[inline(always)]
 fn pack<const H: usize>(src: &[f32], scale: f32, zero: f32) -> [u8; H] {
-    // A scale of 0 codes a group of zeros (or of less than any scale can hold): codes of zero.
-    let scale = if scale > 0.0 { scale } else { f32::INFINITY };
     let code = |x: f32| (half_even((x / scale + zero).clamp(-8.0, 7.0)) + 8) as u8;
     let mut codes = [0; H];
     for (byte, pair) in codes.iter_mut().zip(src.chunks_exact(2)) {
@@ -78,6 +76,14 @@ fn unpack(codes: &[u8], scale: [u8; 2], zero: i32, out: &mut [f32]) {
         pair[0] = (i32::from(byte & 15) - zero) as f32 * scale;
         pair[1] = (i32::from(byte >> 4) - zero) as f32 * scale;
     }
+}
+
+/// The scale as stored. As in the reference, one that is 0 (a group of zeros, or of numbers below
+/// what bf16 holds) becomes bf16's machine epsilon, so that nobody divides by it.
+#[inline(always)]
+fn stored(scale: f32) -> bf16 {
+    let scale = bf16::from_f32(scale);
+    if scale == bf16::ZERO { bf16::EPSILON } else { scale }
 }
 
 /// What rounding a scale to bf16 loses: relative for normal numbers, absolute below.
@@ -101,7 +107,7 @@ impl<const N: usize, const H: usize> Format for Int4<N, H> {
     const LIMIT: f32 = LIMIT;
 
     fn encode(src: &[f32]) -> Self {
-        let scale = bf16::from_f32(absmax(src) / 7.5);
+        let scale = stored(absmax(src) / 7.5);
         Self { scale: scale.to_le_bytes(), codes: pack(src, scale.to_f32(), 0.0) }
     }
 
@@ -134,12 +140,13 @@ impl<const N: usize, const H: usize> Format for Int4Asym<N, H> {
     fn encode(src: &[f32]) -> Self {
         let low = src.iter().fold(0.0, |low: f32, x| if *x < low { *x } else { low });
         let high = src.iter().fold(0.0, |high: f32, x| if *x > high { *x } else { high });
-        let rounded = bf16::from_f32((high - low) / 15.0);
-        let scale = rounded.to_f32();
+        // The zero point is of the scale before it is rounded, the codes of the one after.
+        let scale = (high - low) / 15.0;
         let zero = if scale > 0.0 { (-8.0 - low / scale).clamp(-8.0, 7.0) } else { 0.0 };
+        let scale_stored = stored(scale);
         let zero = half_even(zero);
-        let codes = pack(src, scale, zero as f32);
-        Self { scale: rounded.to_le_bytes(), zero: (zero + 8) as u8, codes }
+        let codes = pack(src, scale_stored.to_f32(), zero as f32);
+        Self { scale: scale_stored.to_le_bytes(), zero: (zero + 8) as u8, codes }
     }
 
     fn decode(&self, out: &mut [f32]) {
@@ -147,9 +154,9 @@ impl<const N: usize, const H: usize> Format for Int4Asym<N, H> {
     }
 
     fn error_bound(absmax: f32) -> f32 {
-        // The range is at most twice absmax; a rounded zero point shifts the grid by half a step
-        // against the range, so that an end can be clamped by half a step more than rounding.
+        // The range is at most twice absmax. A rounded zero point shifts the grid by up to half a
+        // step against the range, so that an end is clamped by no more than rounding moves it.
         let scale = 2.0 * (absmax / 15.0);
-        1.0001 * scale + 15.0 * scale_error(scale)
+        0.5001 * scale + 15.0 * scale_error(scale)
     }
 }

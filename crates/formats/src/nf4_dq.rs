@@ -111,13 +111,14 @@ pub fn dynamic_map() -> &'static [f32; MAP] {
         let mut levels = vec![0.0, 1.0];
         for decade in 0..7u32 {
             let parts = 1usize << decade;
-            // In f32 from both ends towards the middle, as the reference's linspace.
+            // In f32 from both ends towards the middle, each with one rounding: the reference's
+            // linspace.
             let step = (1.0f32 - 0.1) / parts as f32;
             let edge = |i: usize| {
                 if i < parts.div_ceil(2) {
-                    0.1 + step * i as f32
+                    step.mul_add(i as f32, 0.1)
                 } else {
-                    1.0 - step * (parts - i) as f32
+                    step.mul_add(-((parts - i) as f32), 1.0)
                 }
             };
             let scale = 10f64.powi(decade as i32 - 6) as f32;

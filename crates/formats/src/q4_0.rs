@@ -3,7 +3,7 @@ use half::f16;
 
 use crate::{
     Format,
-    round::{extreme, inverse},
+    round::{extreme, shifted_inverse},
 };
 
 /// ggml's Q4_0: 32 codes of four bits and their f16 scale.
@@ -28,8 +28,8 @@ impl Format for Q4_0 {
     fn encode(src: &[f32]) -> Self {
         // The weight of largest magnitude becomes −8, whatever its sign.
         let scale = extreme(src) / -8.0;
-        let inverse = inverse(scale);
-        let code = |x: f32| ((x * inverse + 8.5) as i32).min(15) as u8;
+        let (inverse, shift) = shifted_inverse(scale, 8.5);
+        let code = |x: f32| ((x * inverse + shift) as i32).min(15) as u8;
         let mut codes = [0; 16];
         for (j, byte) in codes.iter_mut().enumerate() {
             *byte = code(src[j]) & 15 | code(src[j + 16]) << 4;

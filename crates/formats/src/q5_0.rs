@@ -3,7 +3,7 @@ use half::f16;
 
 use crate::{
     Format,
-    round::{extreme, inverse},
+    round::{extreme, shifted_inverse},
 };
 
 /// ggml's Q5_0: 32 codes of five bits and their f16 scale.
@@ -29,10 +29,10 @@ impl Format for Q5_0 {
     fn encode(src: &[f32]) -> Self {
         // The weight of largest magnitude becomes −16, whatever its sign.
         let scale = extreme(src) / -16.0;
-        let inverse = inverse(scale);
+        let (inverse, shift) = shifted_inverse(scale, 16.5);
         let mut codes = [0u8; 32];
         for (code, x) in codes.iter_mut().zip(src) {
-            *code = ((x * inverse + 16.5) as i32).clamp(0, 31) as u8;
+            *code = ((x * inverse + shift) as i32).clamp(0, 31) as u8;
         }
         let mut low = [0; 16];
         for (j, byte) in low.iter_mut().enumerate() {

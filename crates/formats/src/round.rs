@@ -40,6 +40,20 @@ pub(crate) fn inverse(x: f32) -> f32 {
     if inverse.is_finite() { inverse } else { 0.0 }
 }
 
+/// The factor and the summand that turn a weight into a code of gguf-py before truncation.
+///
+/// A scale so small that its reciprocal overflows codes every weight as 0 (as NumPy casts what
+/// comes of it); the scale itself is then 0 in f16, and so is every decoded weight.
+#[inline(always)]
+pub(crate) fn shifted_inverse(scale: f32, shift: f32) -> (f32, f32) {
+    let inverse = 1.0 / scale;
+    match (scale == 0.0, inverse.is_finite()) {
+        (true, _) => (0.0, shift),
+        (_, true) => (inverse, shift),
+        (_, false) => (0.0, 0.0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
