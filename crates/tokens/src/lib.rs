@@ -7,6 +7,8 @@
 mod affixes;
 mod error;
 mod hf;
+mod protobuf;
+mod sentencepiece;
 mod settings;
 mod source;
 mod stream;

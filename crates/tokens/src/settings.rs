@@ -1,6 +1,6 @@
 use serde_json::{Map, Value};
 
-use crate::{Result, Source};
+use crate::{Result, Source, sentencepiece::llama_pipeline};
 
 /// What the small JSON files beside a tokenizer say about it.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,8 @@ pub(crate) struct Settings {
     /// Ids that end a text, from `generation_config.json` and `config.json`.
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) bos_id: Option<u32>,
+    /// `model_type` of the model's config.json.
+    model_type: String,
 }
 
 /// A token beside the vocabulary proper.
@@ -61,8 +63,35 @@ impl Settings {
             added: added(&config, &map, &extra),
             stop_ids,
             bos_id: ids(source.model_config.get("bos_token_id")).first().copied(),
+            model_type: source
+                .model_config
+                .get("model_type")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned(),
         })
     }
+
+    /// Replaces the normalizer, pre-tokenizer and decoder of a `tokenizer.json` where transformers
+    /// builds its own instead: for a `LlamaTokenizer` of the Llama family, unless it is byte-level.
+    /// Other families with this class (Mistral, Phi-3) are read as their file says.
+    pub(crate) fn override_pipeline(&self, json: &mut Value) {
+        let llama = matches!(self.model_type.as_str(), "" | "llama");
+        let byte_level = || json.get("pre_tokenizer").is_some_and(mentions_byte_level);
+        if self.class != "LlamaTokenizer" || !llama || byte_level() {
+            return;
+        }
+        if let (Value::Object(pipeline), Some(json)) = (llama_pipeline(self), json.as_object_mut())
+        {
+            json.extend(pipeline);
+        }
+    }
+}
+
+fn mentions_byte_level(pre_tokenizer: &Value) -> bool {
+    let parts = pre_tokenizer.get("pretokenizers").and_then(Value::as_array);
+    pre_tokenizer.get("type").and_then(Value::as_str) == Some("ByteLevel")
+        || parts.is_some_and(|parts| parts.iter().any(mentions_byte_level))
 }
 
 fn decides(config: &Map<String, Value>, key: &str) -> Option<bool> {

@@ -1,8 +1,9 @@
 use lathe_files::Checkpoint;
+use serde_json::Value;
 
 use crate::{
-    Error, Result, Source, Stream, TokenKind, affixes::Affixes, hf, hf::Hf, settings::Settings,
-    vocabulary::Vocabulary,
+    Error, Result, Source, Stream, TokenKind, affixes::Affixes, hf, hf::Hf,
+    sentencepiece::SentencePiece, settings::Settings, vocabulary::Vocabulary,
 };
 
 /// Text to token ids and back.
@@ -41,19 +42,43 @@ impl Tokenizer {
     /// The same from the files themselves.
     pub fn from_source(source: &Source) -> Result<Self> {
         let settings = Settings::read(source)?;
-        match &source.json {
-            Some(json) => Self::json("tokenizer.json", json, &settings),
-            None => Err(Error::Missing { model: source.model.clone() }),
+        match source {
+            Source { json: Some(json), .. } => Self::json("tokenizer.json", json, settings),
+            Source { sentencepiece: Some(model), .. } => {
+                Self::sentencepiece("tokenizer.model", model, settings)
+            }
+            _ => Err(Error::Missing { model: source.model.clone() }),
         }
     }
 
     /// From the bytes of a `tokenizer.json` alone.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        Self::json("tokenizer.json", json, &Settings::default())
+        Self::json("tokenizer.json", json, Settings::default())
     }
 
-    fn json(file: &str, json: &[u8], settings: &Settings) -> Result<Self> {
-        let json = serde_json::from_slice(json).map_err(|e| Error::broken(file, e))?;
+    /// From the bytes of a SentencePiece `tokenizer.model` alone.
+    pub fn from_sentencepiece(model: &[u8]) -> Result<Self> {
+        Self::sentencepiece("tokenizer.model", model, Settings::default())
+    }
+
+    fn json(file: &str, json: &[u8], settings: Settings) -> Result<Self> {
+        let mut json = serde_json::from_slice(json).map_err(|e| Error::broken(file, e))?;
+        settings.override_pipeline(&mut json);
+        Self::hf(file, json, &settings)
+    }
+
+    fn sentencepiece(file: &str, model: &[u8], mut settings: Settings) -> Result<Self> {
+        let model = SentencePiece::read(file, model)?;
+        settings.bos = settings.bos.or_else(|| model.find(&["<s>", "<bos>"]));
+        settings.eos = settings.eos.or_else(|| model.find(&["</s>", "<eos>"]));
+        settings.unk = settings.unk.or_else(|| model.find(&["<unk>"]));
+        if settings.class.is_empty() || settings.class == "LlamaTokenizer" {
+            settings.add_bos = settings.add_bos.or(Some(true));
+        }
+        Self::hf(file, model.to_json(file, &settings)?, &settings)
+    }
+
+    fn hf(file: &str, json: Value, settings: &Settings) -> Result<Self> {
         let hf::Parts { hf, vocabulary, affixes } = Hf::new(file, json, settings)?;
         Ok(Self::assemble(file, Engine::Hf(hf), vocabulary, affixes, settings))
     }

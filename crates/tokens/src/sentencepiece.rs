@@ -1,0 +1,310 @@
+use std::collections::HashMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Error, Result, TokenKind,
+    protobuf::{Field, fields},
+    settings::Settings,
+    vocabulary::MAX_TOKENS,
+};
+
+/// A SentencePiece model file, read.
+///
+/// **Source**: `sentencepiece_model.proto` in google/sentencepiece.
+#[derive(Clone, Debug)]
+pub(crate) struct SentencePiece {
+    pub(crate) pieces: Vec<Piece>,
+    algorithm: Algorithm,
+    byte_fallback: bool,
+    unk_id: u64,
+    unk_piece: String,
+    charsmap: Vec<u8>,
+    add_dummy_prefix: bool,
+    remove_extra_whitespaces: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub(crate) text: String,
+    pub(crate) score: f32,
+    pub(crate) kind: TokenKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Algorithm {
+    Unigram,
+    Bpe,
+}
+
+/// Longer pieces are refused: finding their merges is quadratic in the length. SentencePiece's
+/// trainer makes none beyond 16 characters; makers have added runs of spaces up to 64.
+const MAX_PIECE: usize = 512;
+
+impl SentencePiece {
+    /// Reads a `tokenizer.model`, called `file` in messages.
+    pub(crate) fn read(file: &str, bytes: &[u8]) -> Result<Self> {
+        let mut model = Self {
+            pieces: Vec::new(),
+            algorithm: Algorithm::Unigram,
+            byte_fallback: false,
+            unk_id: 0,
+            unk_piece: "<unk>".to_owned(),
+            charsmap: Vec::new(),
+            add_dummy_prefix: true,
+            remove_extra_whitespaces: true,
+        };
+        fields(bytes, |number, field| match (number, field) {
+            (1, Field::Bytes(piece)) => model.piece(piece),
+            (2, Field::Bytes(spec)) => model.trainer(spec),
+            (3, Field::Bytes(spec)) => model.normalizer(spec),
+            _ => Ok(()),
+        })
+        .map_err(|why| Error::broken(file, why))?;
+        if model.pieces.is_empty() {
+            return Err(Error::broken(file, "it holds no pieces"));
+        }
+        Ok(model)
+    }
+
+    fn piece(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let mut piece = Piece { text: String::new(), score: 0.0, kind: TokenKind::Normal };
+        fields(bytes, |number, field| {
+            match (number, field) {
+                (1, Field::Bytes(b)) => piece.text = text(b)?,
+                (2, Field::Float(score)) => piece.score = score,
+                (3, Field::Number(n)) => {
+                    piece.kind = TokenKind::from_number(i64::try_from(n).unwrap_or(0));
+                }
+                _ => {}
+            }
+            Ok(())
+        })?;
+        let id = self.pieces.len();
+        if piece.text.is_empty() || piece.text.len() > MAX_PIECE || piece.score.is_nan() {
+            return Err(format!("piece {id} is empty, has no score, or exceeds {MAX_PIECE} bytes"));
+        }
+        if id >= MAX_TOKENS {
+            return Err(format!("it holds more than {MAX_TOKENS} pieces"));
+        }
+        self.pieces.push(piece);
+        Ok(())
+    }
+
+    fn trainer(&mut self, bytes: &[u8]) -> Result<(), String> {
+        fields(bytes, |number, field| {
+            match (number, field) {
+                (3, Field::Number(1)) => self.algorithm = Algorithm::Unigram,
+                (3, Field::Number(2)) => self.algorithm = Algorithm::Bpe,
+                (3, Field::Number(n)) => return Err(format!("algorithm {n} is not supported")),
+                (35, Field::Number(n)) => self.byte_fallback = n != 0,
+                (40, Field::Number(id)) => self.unk_id = id,
+                (45, Field::Bytes(b)) => self.unk_piece = text(b)?,
+                _ => {}
+            }
+            Ok(())
+        })
+    }
+
+    fn normalizer(&mut self, bytes: &[u8]) -> Result<(), String> {
+        fields(bytes, |number, field| {
+            match (number, field) {
+                (2, Field::Bytes(map)) => self.charsmap = map.to_vec(),
+                (3, Field::Number(n)) => self.add_dummy_prefix = n != 0,
+                (4, Field::Number(n)) => self.remove_extra_whitespaces = n != 0,
+                _ => {}
+            }
+            Ok(())
+        })
+    }
+
+    /// The first piece of a kind of control token by its usual names.
+    pub(crate) fn find(&self, names: &[&str]) -> Option<String> {
+        let named = |name: &&str| self.pieces.iter().any(|p| p.text == **name);
+        names.iter().find(|n| named(n)).map(|n| (*n).to_owned())
+    }
+
+    /// The same tokenizer as a `tokenizer.json`, by transformers' rules for the model's class.
+    ///
+    /// BPE merges are not in the file: every split of a piece into two other pieces is one, ranked
+    /// by the id of the piece, which SentencePiece gives in order of score.
+    pub(crate) fn to_json(&self, file: &str, settings: &Settings) -> Result<Value> {
+        let model = match self.algorithm {
+            Algorithm::Bpe => self.bpe(file)?,
+            Algorithm::Unigram => self.unigram(),
+        };
+        let gemma = settings.class == "GemmaTokenizer" || !self.add_dummy_prefix;
+        let mut json = match self.algorithm {
+            Algorithm::Bpe if gemma => gemma_pipeline(),
+            Algorithm::Bpe if settings.class.is_empty() => dummy_prefix_pipeline(),
+            Algorithm::Bpe => llama_pipeline(settings),
+            Algorithm::Unigram => self.unigram_pipeline(),
+        };
+        json["version"] = json!("1.0");
+        json["added_tokens"] = self.added();
+        json["model"] = model;
+        Ok(json)
+    }
+
+    fn bpe(&self, file: &str) -> Result<Value> {
+        let mut ids: HashMap<&str, usize> = HashMap::with_capacity(self.pieces.len());
+        for (id, piece) in self.pieces.iter().enumerate() {
+            if ids.insert(&piece.text, id).is_some() {
+                return Err(Error::broken(
+                    file,
+                    format!("the piece `{}` is twice in it", piece.text),
+                ));
+            }
+        }
+        let splits = |text: &str| {
+            let cuts: Vec<usize> = text.char_indices().skip(1).map(|(at, _)| at).collect();
+            let pairs = cuts.into_iter().map(|at| text.split_at(at));
+            pairs
+                .filter(|(a, b)| ids.contains_key(a) && ids.contains_key(b))
+                .map(|(a, b)| json!([a, b]))
+                .collect::<Vec<_>>()
+        };
+        let merges: Vec<Value> = self.pieces.iter().flat_map(|p| splits(&p.text)).collect();
+        let vocab: Map<String, Value> =
+            self.pieces.iter().zip(0..).map(|(p, id)| (p.text.clone(), json!(id))).collect();
+        let spelt = self.pieces.iter().any(|p| p.text == self.unk_piece);
+        Ok(json!({
+            "type": "BPE",
+            "unk_token": spelt.then_some(&self.unk_piece),
+            "fuse_unk": true,
+            "byte_fallback": self.byte_fallback,
+            "vocab": vocab,
+            "merges": merges,
+        }))
+    }
+
+    fn unigram(&self) -> Value {
+        let vocab: Vec<Value> = self.pieces.iter().map(|p| json!([p.text, p.score])).collect();
+        json!({
+            "type": "Unigram",
+            "unk_id": self.unk_id,
+            "byte_fallback": self.byte_fallback,
+            "vocab": vocab,
+        })
+    }
+
+    fn added(&self) -> Value {
+        let added = self.pieces.iter().zip(0u32..).filter_map(|(p, id)| {
+            let special = match p.kind {
+                TokenKind::Control | TokenKind::Unknown => true,
+                TokenKind::UserDefined => false,
+                _ => return None,
+            };
+            Some(json!({
+                "id": id, "content": p.text, "special": special, "normalized": false,
+                "single_word": false, "lstrip": false, "rstrip": false,
+            }))
+        });
+        added.collect()
+    }
+
+    fn unigram_pipeline(&self) -> Value {
+        let mut normalizers = Vec::new();
+        if !self.charsmap.is_empty() {
+            normalizers.push(
+                json!({"type": "Precompiled", "precompiled_charsmap": base64(&self.charsmap)}),
+            );
+        }
+        if self.remove_extra_whitespaces {
+            normalizers.push(json!({"type": "Strip", "strip_left": false, "strip_right": true}));
+            normalizers
+                .push(json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}));
+        }
+        let scheme = if self.add_dummy_prefix { "always" } else { "never" };
+        let mark = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true});
+        json!({
+            "normalizer": {"type": "Sequence", "normalizers": normalizers},
+            "pre_tokenizer": mark,
+            "decoder": mark,
+        })
+    }
+}
+
+/// How `LlamaTokenizer` of transformers reads text, whatever its `tokenizer.json` says: spaces
+/// become `▁`, and one is put before the text (`legacy: true`: before each part between special
+/// tokens) unless it starts with one.
+///
+/// **Source**: transformers 5, `models/llama/tokenization_llama.py`.
+pub(crate) fn llama_pipeline(settings: &Settings) -> Value {
+    let scheme = match (settings.add_prefix_space, settings.legacy) {
+        (Some(false), _) => "never",
+        (_, Some(true)) => "always",
+        _ => "first",
+    };
+    json!({
+        "normalizer": null,
+        "pre_tokenizer": {
+            "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false,
+        },
+        "decoder": decoder(scheme != "never"),
+    })
+}
+
+/// SentencePiece's own way: a space before the text even when it starts with one.
+fn dummy_prefix_pipeline() -> Value {
+    json!({
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]},
+        "decoder": decoder(true),
+    })
+}
+
+/// No space before the text. **Source**: transformers, `models/gemma/tokenization_gemma.py`.
+fn gemma_pipeline() -> Value {
+    json!({
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "decoder": decoder(false),
+    })
+}
+
+fn decoder(strip: bool) -> Value {
+    let mut steps = vec![
+        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if strip {
+        steps.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    json!({"type": "Sequence", "decoders": steps})
+}
+
+fn text(bytes: &[u8]) -> Result<String, String> {
+    String::from_utf8(bytes.to_vec()).map_err(|_| "a piece is not UTF-8".to_owned())
+}
+
+/// As RFC 4648 has it, with padding: `tokenizer.json` holds the compiled table so.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let byte = |i: usize| u32::from(three.get(i).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for i in 0..4 {
+            let sextet = (bits >> (18 - 6 * i)) & 63;
+            out.push(if i <= three.len() { char::from(ALPHABET[sextet as usize]) } else { '=' });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn base64_pads_as_the_rfc_says() {
+        let cases =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
+        for (plain, coded) in cases {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The ids and texts of small tokenizers of every family, against what the references made of the
+//! same hard texts (`goldens/tokenizers`).
+
+use std::{fs, path::PathBuf};
+
+use lathe_base::Buf;
+use lathe_tokens::{Source, Tokenizer};
+use serde_json::Value;
+
+const FAMILIES: [&str; 10] = [
+    "gpt2",
+    "gpt2-added",
+    "llama3",
+    "qwen2",
+    "llama2",
+    "llama2-metaspace",
+    "llama2-model",
+    "gemma",
+    "gemma-model",
+    "unigram",
+];
+
+fn goldens() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens/tokenizers")
+}
+
+fn json(path: PathBuf) -> Value {
+    serde_json::from_slice(&fs::read(&path).unwrap()).unwrap()
+}
+
+fn hard_text() -> Vec<String> {
+    serde_json::from_value(json(goldens().join("hard_text.json"))).unwrap()
+}
+
+fn source(family: &str) -> Source {
+    let read = |name: &str| fs::read(goldens().join(family).join(name)).ok().map(Buf::from);
+    Source {
+        model: family.to_owned(),
+        json: read("tokenizer.json"),
+        sentencepiece: read("tokenizer.model"),
+        config: read("tokenizer_config.json"),
+        ..Source::default()
+    }
+}
+
+/// What transformers says: the list along the hard texts, with its differences from the file laid
+/// over it.
+fn by_transformers(expected: &Value, key: &str) -> Vec<Vec<u32>> {
+    let mut ids: Vec<Vec<u32>> = serde_json::from_value(expected[key].clone()).unwrap();
+    for (who, differs) in expected["differs"].as_object().unwrap() {
+        if who.starts_with("transformers") {
+            for (index, other) in differs[key].as_object().unwrap() {
+                ids[index.parse::<usize>().unwrap()] =
+                    serde_json::from_value(other.clone()).unwrap();
+            }
+        }
+    }
+    ids
+}
+
+#[test]
+fn ids_of_hard_text_are_those_of_transformers() {
+    let texts = hard_text();
+    for family in FAMILIES {
+        let tokenizer = Tokenizer::from_source(&source(family)).unwrap();
+        let expected = json(goldens().join(family).join("expected.json"));
+        for (key, add_special) in [("ids", false), ("ids_with_special", true)] {
+            for (text, ids) in texts.iter().zip(by_transformers(&expected, key)) {
+                let ours = tokenizer.encode(text, add_special).unwrap();
+                assert_eq!(ours, ids, "{family} {key} of {text:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn decoded_ids_are_the_text_of_the_reference() {
+    for family in FAMILIES {
+        let tokenizer = Tokenizer::from_source(&source(family)).unwrap();
+        let expected = json(goldens().join(family).join("expected.json"));
+        let ids: Vec<Vec<u32>> =
+            serde_json::from_value(expected["ids_with_special"].clone()).unwrap();
+        for (key, skip) in [("decoded", false), ("decoded_without_special", true)] {
+            for (ids, text) in ids.iter().zip(expected[key].as_array().unwrap()) {
+                let ours = tokenizer.decode_with(ids, skip);
+                assert_eq!(ours, text.as_str().unwrap(), "{family} {key} of {ids:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_gives_the_text_that_decoding_all_at_once_gives() {
+    for family in FAMILIES {
+        let tokenizer = Tokenizer::from_source(&source(family)).unwrap();
+        let expected = json(goldens().join(family).join("expected.json"));
+        let texts: Vec<Vec<u32>> =
+            serde_json::from_value(expected["ids_with_special"].clone()).unwrap();
+        let runs = expected["decode"].as_array().unwrap().iter();
+        let runs = runs.map(|run| serde_json::from_value(run["ids"].clone()).unwrap());
+        for ids in texts.into_iter().chain(runs) {
+            for skip in [true, false] {
+                let mut stream = tokenizer.stream(skip);
+                let mut text: String = ids.iter().map(|id| stream.push(*id)).collect();
+                text.push_str(&stream.finish());
+                assert_eq!(text, tokenizer.decode_with(&ids, skip), "{family} {ids:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn decoding_runs_that_no_text_gives_agrees_with_the_reference() {
+    for family in FAMILIES {
+        let tokenizer = Tokenizer::from_source(&source(family)).unwrap();
+        let expected = json(goldens().join(family).join("expected.json"));
+        for run in expected["decode"].as_array().unwrap() {
+            let ids: Vec<u32> = serde_json::from_value(run["ids"].clone()).unwrap();
+            for (key, skip) in [("text", false), ("text_without_special", true)] {
+                let ours = tokenizer.decode_with(&ids, skip);
+                assert_eq!(ours, run[key].as_str().unwrap(), "{family} {ids:?}");
+            }
+        }
+    }
+}
