@@ -3,7 +3,9 @@ use crate::Tokenizer;
 /// Turns tokens into text one by one, as a model generates them.
 ///
 /// Never gives half a character: bytes wait until the character is whole. The texts of all pushes
-/// and of [`Stream::finish`], put together, are what [`Tokenizer::decode`] gives for all tokens.
+/// and of [`Stream::finish`], put together, are what [`Tokenizer::decode`] gives for all tokens;
+/// only the count of U+FFFD may differ where byte tokens make no character, because a stream
+/// cannot wait to see whether a whole run of them is UTF-8.
 #[derive(Clone, Debug)]
 pub struct Stream<'a> {
     tokenizer: &'a Tokenizer,

@@ -135,7 +135,8 @@ impl Surface {
 /// `<0x0A>` → 10.
 pub(crate) fn byte_token(token: &str) -> Option<u8> {
     let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    if hex.len() == 2 { u8::from_str_radix(hex, 16).ok() } else { None }
+    let digits = hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    if digits { u8::from_str_radix(hex, 16).ok() } else { None }
 }
 
 /// The byte that a character stands for in GPT-2's byte-level alphabet.

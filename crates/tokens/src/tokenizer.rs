@@ -156,20 +156,23 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The text of ids, without special tokens. Bytes that make no character become U+FFFD.
+    /// The text of ids, without special tokens.
+    ///
+    /// Bytes that make no character become U+FFFD: in byte-level vocabularies one for each maximal
+    /// broken part; where bytes are tokens of their own (`<0x0A>`), one for each byte of a run of
+    /// them that is not UTF-8 as a whole. Both are what the tokenizers library does.
     pub fn decode(&self, ids: &[u32]) -> String {
         self.decode_with(ids, true)
     }
 
     /// The text of ids, with special tokens written out or not.
     pub fn decode_with(&self, ids: &[u32], skip_special: bool) -> String {
-        let mut bytes = Vec::new();
-        for id in ids.iter().filter(|id| !(skip_special && self.is_special(**id))) {
-            self.vocabulary.write(*id, &mut bytes);
-        }
+        let shown = ids.iter().copied().filter(|id| !(skip_special && self.is_special(*id)));
+        let mut text = self.vocabulary.decode(shown);
         let strip = self.vocabulary.surface.strip;
-        let spaces = bytes.iter().take(strip).take_while(|b| **b == b' ').count();
-        String::from_utf8_lossy(&bytes[spaces..]).into_owned()
+        let spaces = text.bytes().take(strip).take_while(|b| *b == b' ').count();
+        text.drain(..spaces);
+        text
     }
 
     /// Decodes token by token a text of its own: a leading space that the tokenizer put there goes.

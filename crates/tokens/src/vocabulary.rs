@@ -1,4 +1,7 @@
-use crate::{Error, Result, surface::Surface};
+use crate::{
+    Error, Result,
+    surface::{Surface, byte_token},
+};
 
 /// No known vocabulary has more than 300,000 tokens; a file that claims an id beyond this is
 /// broken, and obeying it would allocate what it claims.
@@ -93,8 +96,40 @@ impl Vocabulary {
         }
     }
 
+    /// The text of ids, before leading spaces are taken off.
+    pub(crate) fn decode(&self, ids: impl Iterator<Item = u32>) -> String {
+        let mut bytes = Vec::new();
+        if !self.surface.byte_tokens {
+            ids.for_each(|id| self.write(id, &mut bytes));
+            return String::from_utf8_lossy(&bytes).into_owned();
+        }
+        let (mut text, mut run) = (String::new(), Vec::new());
+        for id in ids {
+            match self.text(id).and_then(byte_token) {
+                Some(byte) => run.push(byte),
+                None => {
+                    end_of_run(&mut run, &mut text);
+                    self.write(id, &mut bytes);
+                    text.push_str(&String::from_utf8_lossy(&bytes));
+                    bytes.clear();
+                }
+            }
+        }
+        end_of_run(&mut run, &mut text);
+        text
+    }
+
     /// Every id with its text and kind.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &str, TokenKind)> {
         (0u32..).zip(&self.tokens).map(|(id, (text, kind))| (id, &**text, *kind))
     }
+}
+
+/// Moves a run of byte tokens over into the text: as UTF-8, or as one U+FFFD for each byte.
+fn end_of_run(run: &mut Vec<u8>, text: &mut String) {
+    match std::str::from_utf8(run) {
+        Ok(whole) => text.push_str(whole),
+        Err(_) => text.extend(run.iter().map(|_| char::REPLACEMENT_CHARACTER)),
+    }
+    run.clear();
 }
