@@ -97,8 +97,8 @@ GOLDENS = {
         "llama2", gguf=None, short=24, note="llama.cpp's converter writes these factors for Phi-3 only"),
     "mistral": Golden(
         dense("mistral", "MistralForCausalLM", sliding_window=16, head_dim=8, num_attention_heads=6,
-              num_key_value_heads=2, rope_theta=50000.0, torch_dtype="float32"),
-        "llama2", storage="sharded", dtype="f32", gguf_reads_as=dict(sliding_window=None), gguf="f32",
+              num_key_value_heads=2, rope_theta=50000.0),
+        "llama2", storage="sharded", gguf_reads_as=dict(sliding_window=None),
         note="the GGUF is of arch llama and has no sliding window: full attention"),
     "qwen2": Golden(
         dense("qwen2", "Qwen2ForCausalLM", **BYTE_LEVEL, tie_word_embeddings=True, use_sliding_window=False,
