@@ -1,0 +1,226 @@
+use std::ops::Range;
+
+use lathe_formats::Blocks;
+use lathe_kernels::{
+    Activation, Attention, KvPages, Matrix, Norm, Pool, Precision, Rope, RopeStyle, Slot, isa_name,
+};
+use lathe_models::{Act, Layout};
+
+use crate::{
+    Error,
+    backend::{Angles, Attend, Backend, CacheShape, MatMul, NormOf, Use},
+};
+
+/// The processor, through `lathe-kernels`.
+pub(crate) struct Cpu {
+    pool: Pool,
+    precision: Precision,
+}
+
+/// A matrix on the processor.
+#[derive(Debug)]
+pub(crate) enum CpuWeight {
+    /// Looked up only: left where it lies.
+    Table(Blocks),
+    Matrix(Matrix),
+}
+
+/// The paged cache, and room to pad heads whose width fills no whole vector.
+#[derive(Debug)]
+pub(crate) struct CpuCache {
+    pages: KvPages,
+    head_dim: usize,
+}
+
+/// Head widths are padded with zeros to a multiple of this, as the kernels' vectors want.
+/// Zeros change neither scores nor sums.
+const HEAD_MULTIPLE: usize = 16;
+
+impl Cpu {
+    pub(crate) fn new(threads: usize, precision: Precision) -> Self {
+        Self { pool: Pool::new(threads), precision }
+    }
+}
+
+/// A head's width as the cache holds it.
+fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(HEAD_MULTIPLE)
+}
+
+impl Backend for Cpu {
+    type Buffer = Vec<f32>;
+    type Weight = CpuWeight;
+    type Vector = Vec<f32>;
+    type Cache = CpuCache;
+
+    fn describe(&self) -> String {
+        let threads = self.pool.threads();
+        format!("{}, {threads} thread{}", isa_name(), if threads == 1 { "" } else { "s" })
+    }
+
+    fn buffer(&self, len: usize) -> Result<Vec<f32>, Error> {
+        let bytes = len.saturating_mul(size_of::<f32>());
+        Vec::<f32>::new().try_reserve_exact(len).map_err(|_| Error::Memory { bytes })?;
+        // Zeroed pages are resident only once they are written to.
+        Ok(vec![0.0; len])
+    }
+
+    fn weight(&self, blocks: Blocks, used: Use) -> Result<CpuWeight, Error> {
+        Ok(match used {
+            Use::Table => CpuWeight::Table(blocks),
+            Use::Product | Use::TableAndProduct => {
+                CpuWeight::Matrix(Matrix::with(blocks, self.precision, &self.pool)?)
+            }
+        })
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Vec<f32> {
+        values
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<CpuCache, Error> {
+        let CacheShape { kind, layers, pages, kv_heads, head_dim } = shape;
+        let pages = KvPages::new(kind, layers, pages, kv_heads, padded(head_dim))?;
+        Ok(CpuCache { pages, head_dim })
+    }
+
+    fn weight_bytes(&self, weight: &CpuWeight) -> usize {
+        match weight {
+            CpuWeight::Table(blocks) => blocks.bytes(),
+            CpuWeight::Matrix(matrix) => matrix.bytes(),
+        }
+    }
+
+    fn embed(&self, table: &CpuWeight, tokens: &[u32], scale: f32, out: &mut Vec<f32>) {
+        let cols = match table {
+            CpuWeight::Table(blocks) => blocks.cols,
+            CpuWeight::Matrix(matrix) => matrix.cols(),
+        };
+        for (token, out) in tokens.iter().zip(out.chunks_exact_mut(cols)) {
+            match table {
+                CpuWeight::Table(blocks) => blocks.decode_row(*token as usize, out),
+                CpuWeight::Matrix(matrix) => matrix.decode_row(*token as usize, out),
+            }
+            if scale != 1.0 {
+                out.iter_mut().for_each(|x| *x *= scale);
+            }
+        }
+    }
+
+    fn matmul(&self, op: MatMul<'_, Self>, x: &Vec<f32>, out: &mut Vec<f32>) {
+        let CpuWeight::Matrix(weight) = op.weight else {
+            unreachable!("a table is never multiplied with: the executor asks for its use");
+        };
+        let (tokens, rows) = (op.tokens, weight.rows());
+        let out = &mut out[..tokens * rows];
+        lathe_kernels::matmul(&self.pool, &x[..tokens * weight.cols()], tokens, weight, out);
+        if let Some(bias) = op.bias {
+            for row in out.chunks_exact_mut(rows) {
+                row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+            }
+        }
+    }
+
+    fn norm(&self, norm: NormOf<'_, Self>, rows: usize, x: &Vec<f32>, out: &mut Vec<f32>) {
+        let len = rows * norm.weight.len();
+        lathe_kernels::rms_norm(&self.pool, &kernel_norm(&norm), &x[..len], &mut out[..len]);
+    }
+
+    fn norm_in_place(&self, norm: NormOf<'_, Self>, rows: usize, x: &mut Vec<f32>) {
+        let len = rows * norm.weight.len();
+        lathe_kernels::rms_norm_in_place(&self.pool, &kernel_norm(&norm), &mut x[..len]);
+    }
+
+    fn rope(&self, angles: &Angles, heads: usize, head_dim: usize, x: &mut Vec<f32>) {
+        let style = match angles.layout {
+            Layout::Half => RopeStyle::Half,
+            Layout::Interleaved => RopeStyle::Interleaved,
+        };
+        let tokens = angles.cos.len() / angles.pairs;
+        let rope = Rope { style, pairs: angles.pairs, cos: &angles.cos, sin: &angles.sin };
+        lathe_kernels::rope(&self.pool, &rope, head_dim, &mut x[..tokens * heads * head_dim]);
+    }
+
+    fn store(
+        &self,
+        cache: &mut CpuCache,
+        layer: usize,
+        slots: &[Slot],
+        k: &Vec<f32>,
+        v: &Vec<f32>,
+    ) {
+        let width = cache.pages.kv_heads() * cache.head_dim;
+        let (dim, wide) = (cache.head_dim, cache.pages.head_dim());
+        let rows = k.chunks_exact(width).zip(v.chunks_exact(width));
+        for (slot, (k, v)) in slots.iter().zip(rows) {
+            if dim == wide {
+                cache.pages.write(layer, *slot, k, v);
+            } else {
+                cache.pages.write(layer, *slot, &pad(k, dim, wide), &pad(v, dim, wide));
+            }
+        }
+    }
+
+    fn attention(&self, op: &Attend<'_>, cache: &CpuCache, q: &Vec<f32>, out: &mut Vec<f32>) {
+        let (dim, wide) = (op.head_dim, cache.pages.head_dim());
+        let tokens: usize = op.spans.iter().map(|span| span.rows.len()).sum();
+        let what = Attention {
+            layer: op.layer,
+            heads: op.heads,
+            scale: op.scale,
+            window: op.window,
+            soft_cap: op.cap,
+        };
+        let len = tokens * op.heads * dim;
+        let (q, out) = (&q[..len], &mut out[..len]);
+        if dim == wide {
+            lathe_kernels::attention(&self.pool, &what, &cache.pages, op.spans, q, out);
+            return;
+        }
+        let q = pad(q, dim, wide);
+        let mut mixed = vec![0.0; q.len()];
+        lathe_kernels::attention(&self.pool, &what, &cache.pages, op.spans, &q, &mut mixed);
+        for (out, mixed) in out.chunks_exact_mut(dim).zip(mixed.chunks_exact(wide)) {
+            out.copy_from_slice(&mixed[..dim]);
+        }
+    }
+
+    fn gated(&self, act: Act, len: usize, gate: &mut Vec<f32>, up: &Vec<f32>) {
+        let act = match act {
+            Act::Silu => Activation::Silu,
+            Act::GeluTanh => Activation::GeluTanh,
+        };
+        lathe_kernels::gated(&self.pool, act, &mut gate[..len], &up[..len]);
+    }
+
+    fn add(&self, len: usize, x: &mut Vec<f32>, y: &Vec<f32>) {
+        lathe_kernels::add(&self.pool, &mut x[..len], &y[..len]);
+    }
+
+    fn soft_cap(&self, cap: f32, len: usize, x: &mut Vec<f32>) {
+        lathe_kernels::soft_cap(&self.pool, &mut x[..len], cap);
+    }
+
+    fn gather(&self, rows: &[usize], width: usize, x: &Vec<f32>, out: &mut Vec<f32>) {
+        for (row, out) in rows.iter().zip(out.chunks_exact_mut(width)) {
+            out.copy_from_slice(&x[row * width..][..width]);
+        }
+    }
+
+    fn read(&self, from: &Vec<f32>, range: Range<usize>, out: &mut Vec<f32>) {
+        out.extend_from_slice(&from[range]);
+    }
+}
+
+fn kernel_norm<'a>(norm: &NormOf<'a, Cpu>) -> Norm<'a> {
+    Norm { weight: norm.weight, offset: norm.offset, eps: norm.eps }
+}
+
+/// Rows of `dim` as rows of `wide`, with zeros behind.
+fn pad(rows: &[f32], dim: usize, wide: usize) -> Vec<f32> {
+    let mut out = vec![0.0; rows.len() / dim * wide];
+    for (out, row) in out.chunks_exact_mut(wide).zip(rows.chunks_exact(dim)) {
+        out[..dim].copy_from_slice(row);
+    }
+    out
+}

@@ -1,0 +1,58 @@
+use lathe_base::Bytes;
+
+/// Why the native engine could not load a model or run it.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Model(#[from] lathe_models::Error),
+
+    #[error(transparent)]
+    Kernel(#[from] lathe_kernels::Error),
+
+    /// The layers' attentions differ in a way that one cache cannot hold.
+    #[error("layer {layer} has other KV heads than layer 0, which is not supported")]
+    UnevenLayers { layer: usize },
+
+    /// A weight that would turn every result into NaN.
+    #[error("tensor `{tensor}` holds {value} at {index}; the file is damaged")]
+    NotFinite { tensor: String, index: usize, value: f32 },
+
+    #[error("{} of working memory cannot be allocated; lower --context or --batch", Bytes(*bytes as u64))]
+    Memory { bytes: usize },
+
+    /// The sequence would grow beyond the context.
+    #[error(
+        "{needed} tokens are needed but the context holds {context}; shorten the prompt, ask for fewer tokens, or raise --context"
+    )]
+    Context { needed: usize, context: usize },
+
+    /// All pages of the KV cache are in use.
+    #[error(
+        "{needed} pages of KV cache are needed but {free} are free; raise --batch or --context, or run fewer sequences at once"
+    )]
+    Pages { needed: usize, free: usize },
+
+    /// A token that the model does not have.
+    #[error(
+        "token {id} is not in the vocabulary of {vocab}; does the tokenizer belong to this model?"
+    )]
+    Token { id: u32, vocab: usize },
+
+    /// The model computed nothing that can be sampled.
+    #[error("every logit is NaN or minus infinity; the model's weights are damaged")]
+    NoLogits,
+
+    #[error("{0}")]
+    Request(String),
+}
+
+impl From<Error> for lathe_api::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Context { needed, context } => Self::ContextExceeded { needed, context },
+            Error::Token { .. } | Error::Request(_) => Self::BadRequest { what: error.to_string() },
+            other => Self::Failed { engine: "native".to_owned(), why: other.to_string() },
+        }
+    }
+}

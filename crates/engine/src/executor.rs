@@ -1,0 +1,449 @@
+use std::{
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
+
+use lathe_kernels::{Slot, Span};
+use lathe_models::{Attention, Frequencies, Layer, Mlp, Norm, Rope, Scaling, Spec};
+
+use crate::{
+    Error,
+    backend::{Angles, Attend, Backend, CacheShape, MatMul, NormOf},
+    network::{LayerWeights, Linear, Network},
+    pages::{FreePages, PageTable},
+};
+
+/// Walks a [`Spec`] for a flat run of tokens of many sequences.
+///
+/// A token's results depend on its own sequence alone: not on what else is in the batch, on how
+/// the run is cut into chunks, nor on the number of threads.
+pub(crate) struct Executor<B: Backend> {
+    pub(crate) spec: Spec,
+    pub(crate) context: usize,
+    /// Tokens of one pass.
+    pub(crate) chunk: usize,
+    pub(crate) free: FreePages,
+    pub(crate) backend: B,
+    pub(crate) network: Network<B>,
+    /// The ropes in use, without repetition, and for each layer which.
+    ropes: Vec<(Rope, Frequencies)>,
+    rope_of: Vec<usize>,
+    state: Mutex<State<B>>,
+}
+
+/// One sequence: what it has of the cache.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    table: PageTable,
+    len: usize,
+}
+
+/// Tokens to append to a sequence.
+pub(crate) struct Feed<'a> {
+    pub(crate) sequence: &'a mut Sequence,
+    pub(crate) tokens: &'a [u32],
+    /// How long the run is that these tokens belong to, from the sequence's beginning: what
+    /// length-dependent rope scaling goes by.
+    pub(crate) horizon: usize,
+    pub(crate) want: Want,
+}
+
+/// After which tokens logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    None,
+    Last,
+    All,
+}
+
+/// Sizes of an executor's working memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) context: usize,
+    pub(crate) chunk: usize,
+    pub(crate) cache: CacheShape,
+}
+
+struct State<B: Backend> {
+    cache: B::Cache,
+    buffers: Buffers<B>,
+}
+
+struct Buffers<B: Backend> {
+    x: B::Buffer,
+    normed: B::Buffer,
+    branch: B::Buffer,
+    q: B::Buffer,
+    mixed: B::Buffer,
+    k: B::Buffer,
+    v: B::Buffer,
+    gate: B::Buffer,
+    up: B::Buffer,
+    logits: B::Buffer,
+}
+
+/// Rows of logits computed at a time, so that scoring a long text needs little memory.
+pub(crate) const LOGIT_ROWS: usize = 16;
+
+/// One pass: at most a chunk of tokens.
+#[derive(Default)]
+struct Pass {
+    tokens: Vec<u32>,
+    /// For each run of neighbours: which feed, which rows of the pass, first position.
+    runs: Vec<(usize, Range<usize>, usize)>,
+    /// Rows whose logits are wanted.
+    wanted: Vec<usize>,
+}
+
+/// What every layer of a pass needs to know.
+struct Walk<'a> {
+    tokens: usize,
+    spans: &'a [Span<'a>],
+    slots: &'a [Slot],
+    angles: &'a [Angles],
+    wanted: &'a [usize],
+}
+
+impl Sequence {
+    /// Positions in the cache.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Forgets everything and gives the pages back.
+    pub(crate) fn clear(&mut self) {
+        self.table.clear();
+        self.len = 0;
+    }
+
+    /// Forgets everything but keeps the pages.
+    pub(crate) fn forget(&mut self) {
+        self.len = 0;
+    }
+
+    /// Makes sure that the sequence can grow to `tokens` positions.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<(), Error> {
+        self.table.reserve(tokens)
+    }
+}
+
+impl<B: Backend> Executor<B> {
+    pub(crate) fn new(
+        backend: B,
+        spec: Spec,
+        network: Network<B>,
+        room: Room,
+    ) -> Result<Self, Error> {
+        let mut ropes: Vec<(Rope, Frequencies)> = Vec::new();
+        let mut rope_of = Vec::new();
+        for layer in &spec.layers {
+            let rope = &layer.attention().rope;
+            let known = ropes.iter().position(|(r, _)| r == rope);
+            rope_of.push(known.unwrap_or(ropes.len()));
+            if known.is_none() {
+                ropes.push((rope.clone(), rope.frequencies(0)));
+            }
+        }
+        let cache = backend.cache(room.cache)?;
+        let buffers = Buffers::new(&backend, &spec, room.chunk)?;
+        let Room { context, chunk, .. } = room;
+        let free = FreePages::new(room.cache.pages);
+        let state = Mutex::new(State { cache, buffers });
+        Ok(Self { spec, context, chunk, free, backend, network, ropes, rope_of, state })
+    }
+
+    /// A sequence without tokens.
+    pub(crate) fn sequence(&self) -> Sequence {
+        Sequence { table: self.free.table(), len: 0 }
+    }
+
+    /// A sequence that grows past this length must be computed anew: all its positions are
+    /// rotated differently from there on. With it, logits are always those of one pass over the
+    /// whole sequence.
+    pub(crate) fn recompute_beyond(&self) -> Option<usize> {
+        let longest = |(rope, _): &(Rope, Frequencies)| match rope.scaling {
+            Scaling::LongRope { original, .. } => Some(original),
+            _ => None,
+        };
+        self.ropes.iter().find_map(longest)
+    }
+
+    /// Appends tokens to sequences and appends the wanted rows of logits to `logits`, in order.
+    ///
+    /// # Errors
+    /// Nothing is computed where a token is unknown, a context exceeded, or pages lacking.
+    pub(crate) fn forward(
+        &self,
+        feeds: &mut [Feed<'_>],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        for feed in feeds.iter_mut() {
+            let needed = feed.sequence.len + feed.tokens.len();
+            if needed > self.context {
+                return Err(Error::Context { needed, context: self.context });
+            }
+            let vocab = self.spec.vocab;
+            if let Some(id) = feed.tokens.iter().find(|id| **id as usize >= vocab) {
+                return Err(Error::Token { id: *id, vocab });
+            }
+            feed.sequence.table.reserve(needed)?;
+        }
+        for pass in passes(feeds, self.chunk) {
+            self.pass(&pass, feeds, logits);
+            for (feed, rows, _) in &pass.runs {
+                feeds[*feed].sequence.len += rows.len();
+            }
+        }
+        Ok(())
+    }
+
+    fn pass(&self, pass: &Pass, feeds: &[Feed<'_>], logits: &mut Vec<f32>) {
+        let table = |feed: usize| &feeds[feed].sequence.table;
+        let spans: Vec<Span<'_>> = pass
+            .runs
+            .iter()
+            .map(|(feed, rows, start)| Span {
+                rows: rows.clone(),
+                start: *start,
+                pages: table(*feed).pages(),
+            })
+            .collect();
+        let slots: Vec<Slot> = pass
+            .runs
+            .iter()
+            .flat_map(|(feed, rows, start)| {
+                (0..rows.len()).map(move |i| table(*feed).slot(start + i))
+            })
+            .collect();
+        let angles: Vec<Angles> =
+            (0..self.ropes.len()).map(|r| self.angles(r, pass, feeds)).collect();
+        let walk = Walk {
+            tokens: pass.tokens.len(),
+            spans: &spans,
+            slots: &slots,
+            angles: &angles,
+            wanted: &pass.wanted,
+        };
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { cache, buffers } = &mut *state;
+        self.backend.embed(
+            &self.network.embed,
+            &pass.tokens,
+            self.spec.embed_scale,
+            &mut buffers.x,
+        );
+        for (index, layer) in self.spec.layers.iter().enumerate() {
+            let weights = &self.network.layers[index];
+            self.keys_and_queries(&walk, index, layer.attention(), weights, cache, buffers);
+            let mut rows = walk.tokens;
+            if index + 1 == self.spec.layers.len() {
+                // What follows is for the wanted rows only.
+                rows = self.keep_wanted(&walk, layer.attention(), buffers);
+            }
+            if rows > 0 {
+                self.mixer_out(rows, layer, weights, buffers);
+                self.mlp(rows, layer, weights, buffers);
+            }
+        }
+        self.logits(walk.wanted.len(), buffers, logits);
+    }
+
+    /// From the residual stream to the mixed values.
+    fn keys_and_queries(
+        &self,
+        walk: &Walk<'_>,
+        index: usize,
+        attention: &Attention,
+        weights: &LayerWeights<B>,
+        cache: &mut B::Cache,
+        buffers: &mut Buffers<B>,
+    ) {
+        let backend = &self.backend;
+        let Buffers { x, normed, q, k, v, mixed, .. } = buffers;
+        let &Attention { heads, kv_heads, head_dim, .. } = attention;
+        let norm = &self.spec.layers[index].norms.before_mixer;
+        backend.norm(norm_of(norm, &weights.before_mixer), walk.tokens, x, normed);
+        self.linear(walk.tokens, &weights.q, normed, q);
+        self.linear(walk.tokens, &weights.k, normed, k);
+        self.linear(walk.tokens, &weights.v, normed, v);
+        if let Some(norm) = &attention.qk_norm {
+            if let Some(weight) = &weights.q_norm {
+                backend.norm_in_place(norm_of(norm, weight), walk.tokens * heads, q);
+            }
+            if let Some(weight) = &weights.k_norm {
+                backend.norm_in_place(norm_of(norm, weight), walk.tokens * kv_heads, k);
+            }
+        }
+        let angles = &walk.angles[self.rope_of[index]];
+        backend.rope(angles, heads, head_dim, q);
+        backend.rope(angles, kv_heads, head_dim, k);
+        backend.store(cache, index, walk.slots, k, v);
+        if index + 1 == self.spec.layers.len() && walk.wanted.is_empty() {
+            return;
+        }
+        let op = Attend {
+            layer: index,
+            heads,
+            head_dim,
+            scale: attention.scale,
+            window: attention.window,
+            cap: attention.cap,
+            spans: walk.spans,
+        };
+        backend.attention(&op, cache, q, mixed);
+    }
+
+    /// Moves the wanted rows of the residual stream and of the mixed values to the front.
+    fn keep_wanted(
+        &self,
+        walk: &Walk<'_>,
+        attention: &Attention,
+        buffers: &mut Buffers<B>,
+    ) -> usize {
+        let rows = walk.wanted.len();
+        if rows < walk.tokens && rows > 0 {
+            let Buffers { x, branch, q, mixed, .. } = buffers;
+            self.backend.gather(walk.wanted, self.spec.width, x, branch);
+            self.backend.gather(walk.wanted, attention.q_width(), mixed, q);
+            std::mem::swap(x, branch);
+            std::mem::swap(mixed, q);
+        }
+        rows
+    }
+
+    fn mixer_out(
+        &self,
+        rows: usize,
+        layer: &Layer,
+        weights: &LayerWeights<B>,
+        buffers: &mut Buffers<B>,
+    ) {
+        let Buffers { x, branch, mixed, .. } = buffers;
+        self.linear(rows, &weights.out, mixed, branch);
+        if let (Some(norm), Some(weight)) = (&layer.norms.after_mixer, &weights.after_mixer) {
+            self.backend.norm_in_place(norm_of(norm, weight), rows, branch);
+        }
+        self.backend.add(rows * self.spec.width, x, branch);
+    }
+
+    fn mlp(&self, rows: usize, layer: &Layer, weights: &LayerWeights<B>, buffers: &mut Buffers<B>) {
+        let Buffers { x, normed, branch, gate, up, .. } = buffers;
+        let Mlp::Gated { width, act, .. } = layer.mlp;
+        let norms = &layer.norms;
+        self.backend.norm(norm_of(&norms.before_mlp, &weights.before_mlp), rows, x, normed);
+        self.linear(rows, &weights.gate, normed, gate);
+        self.linear(rows, &weights.up, normed, up);
+        self.backend.gated(act, rows * width, gate, up);
+        self.linear(rows, &weights.down, gate, branch);
+        if let (Some(norm), Some(weight)) = (&norms.after_mlp, &weights.after_mlp) {
+            self.backend.norm_in_place(norm_of(norm, weight), rows, branch);
+        }
+        self.backend.add(rows * self.spec.width, x, branch);
+    }
+
+    /// Logits of the first `rows` rows of the residual stream.
+    fn logits(&self, rows: usize, buffers: &mut Buffers<B>, out: &mut Vec<f32>) {
+        if rows == 0 {
+            return;
+        }
+        let backend = &self.backend;
+        let Buffers { x, normed, branch, logits, .. } = buffers;
+        backend.norm(norm_of(&self.spec.final_norm, &self.network.final_norm), rows, x, normed);
+        let weight = self.network.head.as_ref().unwrap_or(&self.network.embed);
+        out.reserve(rows * self.spec.vocab);
+        for start in (0..rows).step_by(LOGIT_ROWS) {
+            let block: Vec<usize> = (start..rows.min(start + LOGIT_ROWS)).collect();
+            let len = block.len() * self.spec.vocab;
+            backend.gather(&block, self.spec.width, normed, branch);
+            backend.matmul(MatMul { tokens: block.len(), weight, bias: None }, branch, logits);
+            if let Some(cap) = self.spec.logit_cap {
+                backend.soft_cap(cap, len, logits);
+            }
+            backend.read(logits, 0..len, out);
+        }
+    }
+
+    fn linear(&self, tokens: usize, linear: &Linear<B>, x: &B::Buffer, out: &mut B::Buffer) {
+        let op = MatMul { tokens, weight: &linear.weight, bias: linear.bias.as_ref() };
+        self.backend.matmul(op, x, out);
+    }
+
+    fn angles(&self, rope: usize, pass: &Pass, feeds: &[Feed<'_>]) -> Angles {
+        let (rope, usual) = &self.ropes[rope];
+        let pairs = rope.dims / 2;
+        let len = pass.tokens.len() * pairs;
+        let (mut cos, mut sin) = (Vec::with_capacity(len), Vec::with_capacity(len));
+        for (feed, rows, start) in &pass.runs {
+            let of_length =
+                rope.depends_on_length().then(|| rope.frequencies(feeds[*feed].horizon));
+            let Frequencies { inverse, magnitude } = of_length.as_ref().unwrap_or(usual);
+            for position in *start..start + rows.len() {
+                for frequency in inverse {
+                    // In f32, as the references compute it: at large positions the rounding of
+                    // the product is part of what the model was trained with.
+                    let (s, c) = (position as f32 * frequency).sin_cos();
+                    cos.push(c * magnitude);
+                    sin.push(s * magnitude);
+                }
+            }
+        }
+        Angles { layout: rope.layout, pairs, cos, sin }
+    }
+}
+
+impl<B: Backend> Buffers<B> {
+    /// Exactly the bytes of [`Spec::activation_bytes`].
+    fn new(backend: &B, spec: &Spec, chunk: usize) -> Result<Self, Error> {
+        let widest = |of: fn(&Layer) -> usize| spec.layers.iter().map(of).max().unwrap_or(0);
+        let rows = |width: usize| backend.buffer(chunk * width);
+        let q = widest(|layer| layer.attention().q_width());
+        let kv = widest(|layer| layer.attention().kv_width());
+        let feed_forward = widest(|layer| {
+            let Mlp::Gated { width, .. } = layer.mlp;
+            width
+        });
+        Ok(Self {
+            x: rows(spec.width)?,
+            normed: rows(spec.width)?,
+            branch: rows(spec.width)?,
+            q: rows(q)?,
+            mixed: rows(q)?,
+            k: rows(kv)?,
+            v: rows(kv)?,
+            gate: rows(feed_forward)?,
+            up: rows(feed_forward)?,
+            logits: backend.buffer(LOGIT_ROWS * spec.vocab)?,
+        })
+    }
+}
+
+fn norm_of<'a, B: Backend>(norm: &Norm, weight: &'a B::Vector) -> NormOf<'a, B> {
+    NormOf { weight, offset: norm.offset, eps: norm.eps }
+}
+
+/// Cuts all feeds, one after the other, into passes of at most `chunk` tokens.
+fn passes(feeds: &[Feed<'_>], chunk: usize) -> Vec<Pass> {
+    let mut passes = Vec::new();
+    let mut pass = Pass::default();
+    for (index, feed) in feeds.iter().enumerate() {
+        let mut fed = 0;
+        while fed < feed.tokens.len() {
+            if pass.tokens.len() == chunk {
+                passes.push(std::mem::take(&mut pass));
+            }
+            let first = pass.tokens.len();
+            let count = (feed.tokens.len() - fed).min(chunk - first);
+            pass.tokens.extend_from_slice(&feed.tokens[fed..fed + count]);
+            pass.runs.push((index, first..first + count, feed.sequence.len + fed));
+            fed += count;
+            match feed.want {
+                Want::All => pass.wanted.extend(first..first + count),
+                Want::Last if fed == feed.tokens.len() => pass.wanted.push(first + count - 1),
+                Want::Last | Want::None => {}
+            }
+        }
+    }
+    passes.push(pass);
+    passes.retain(|pass| !pass.tokens.is_empty());
+    passes
+}

@@ -1,0 +1,22 @@
+//! The native runtime: any decoder that `lathe-models` describes, on any weights that
+//! `lathe-formats` codes.
+//!
+//! A forward pass takes a flat run of tokens of many sequences; prefill, decode, batched decode
+//! and scoring are the same call. Results do not depend on the number of threads, on how a prompt
+//! is cut, nor on what else is in the batch.
+
+pub mod backend;
+mod batch;
+mod cpu;
+mod error;
+mod executor;
+mod native;
+mod network;
+mod pages;
+mod reader;
+mod sampler;
+mod scorer;
+
+pub use error::Error;
+pub use lathe_kernels::{KvType, Precision};
+pub use native::{Native, Options};

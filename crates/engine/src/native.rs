@@ -1,0 +1,210 @@
+use std::{fmt, sync::Arc};
+
+use lathe_api::{Caps, Engine, Event, Flow, Info, Request, Scorer, Usage};
+use lathe_files::Checkpoint;
+use lathe_formats::Blocks;
+use lathe_kernels::{KvType, PAGE_TOKENS, Precision};
+use lathe_models::{Model, Spec, Weight};
+use lathe_tokens::Tokenizer;
+
+use crate::{
+    Error,
+    backend::{Backend, CacheShape},
+    batch::Batch,
+    cpu::Cpu,
+    executor::{Executor, Room},
+    network::Network,
+    scorer::NativeScorer,
+};
+
+/// A model in Lathe's own runtime.
+pub struct Native {
+    executor: Executor<Cpu>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    info: Info,
+    batch: usize,
+}
+
+/// How a model is to be run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Threads, the caller's included.
+    pub threads: usize,
+    /// The longest sequence in tokens; by default the model's own, but at most
+    /// [`Options::USUAL_CONTEXT`].
+    pub context: Option<usize>,
+    /// How keys and values are kept.
+    pub kv: KvType,
+    /// The arithmetic of products with coded weights.
+    pub precision: Precision,
+    /// Sequences that are decoded together; the cache has room for as many of full length.
+    pub batch: usize,
+    /// Tokens of one forward pass: what a prompt is cut into, and what bounds working memory.
+    pub chunk: usize,
+}
+
+impl Options {
+    /// Longer contexts cost memory and are asked for.
+    pub const USUAL_CONTEXT: usize = 4096;
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            context: None,
+            kv: KvType::F16,
+            precision: Precision::Fast,
+            batch: 1,
+            chunk: 256,
+        }
+    }
+}
+
+impl Native {
+    /// Loads a checkpoint. Weights stay mapped from their files where the kernels use them as
+    /// they lie.
+    ///
+    /// Without a tokenizer the engine takes and gives token ids only.
+    ///
+    /// # Errors
+    /// What is wrong with the model, by tensor; memory that cannot be had.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        tokenizer: impl Into<Option<Arc<Tokenizer>>>,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        let model = Model::read(checkpoint)?;
+        let mut located = model.weights.iter();
+        let source = &mut |weight: &Weight| {
+            let next = located.next().filter(|located| located.weight == *weight);
+            let next = next.or_else(|| model.find(weight.role));
+            let found = next.ok_or_else(|| lathe_models::Error::MissingTensor {
+                tensor: weight.role.to_string(),
+                role: weight.role.to_string(),
+            })?;
+            Ok(model.load(checkpoint, found)?)
+        };
+        let mut native = Self::from_weights(model.spec.clone(), source, options)?;
+        native.tokenizer = tokenizer.into();
+        Ok(native)
+    }
+
+    /// Loads weights from anywhere: random ones for a benchmark, edited ones for a search.
+    ///
+    /// `source` is asked for each of [`Spec::weights`] in order.
+    ///
+    /// # Errors
+    /// As [`Native::load`], and where a weight's shape is not the spec's.
+    pub fn from_weights(
+        spec: Spec,
+        source: &mut dyn FnMut(&Weight) -> Result<Blocks, Error>,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        spec.check()?;
+        let room = room(&spec, options)?;
+        let backend = Cpu::new(options.threads, options.precision);
+        let mut checked = |weight: &Weight| {
+            let blocks = source(weight)?;
+            if (blocks.rows, blocks.cols) == (weight.rows, weight.cols) {
+                return Ok(blocks);
+            }
+            Err(Error::Model(lathe_models::Error::Shape {
+                tensor: weight.role.to_string(),
+                role: weight.role.to_string(),
+                expected: vec![weight.rows, weight.cols],
+                found: vec![blocks.rows, blocks.cols],
+            }))
+        };
+        let network = Network::load(&backend, &spec, &mut checked)?;
+        let info = Info {
+            engine: "native".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            device: backend.describe(),
+            vocab: spec.vocab,
+            context: room.context,
+            weight_bytes: network.bytes,
+            caps: Caps { logits: true, batch: true, seed: true },
+        };
+        let executor = Executor::new(backend, spec, network, room)?;
+        Ok(Self { executor, tokenizer: None, info, batch: options.batch.max(1) })
+    }
+
+    /// The model's numbers.
+    pub fn spec(&self) -> &Spec {
+        &self.executor.spec
+    }
+
+    /// The tokenizer that the engine was loaded with.
+    pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
+        self.tokenizer.as_ref()
+    }
+}
+
+impl Engine for Native {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn generate(
+        &self,
+        request: &Request,
+        on: &mut dyn FnMut(Event<'_>) -> Flow,
+    ) -> Result<Usage, lathe_api::Error> {
+        let batch = Batch::new(&self.executor, self.tokenizer.as_deref(), 1);
+        let usages = batch.run(std::slice::from_ref(request), &mut |_, event| on(event))?;
+        usages.into_iter().next().ok_or_else(|| lathe_api::Error::Failed {
+            engine: "native".to_owned(),
+            why: "the request ended without a result".to_owned(),
+        })
+    }
+
+    /// Up to [`Options::batch`] requests are decoded together, the others as places come free. A
+    /// request's text is the same as alone; one that cannot be run is refused before any starts.
+    fn generate_batch(
+        &self,
+        requests: &[Request],
+        on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
+    ) -> Result<Vec<Usage>, lathe_api::Error> {
+        let batch = Batch::new(&self.executor, self.tokenizer.as_deref(), self.batch);
+        Ok(batch.run(requests, on)?)
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, lathe_api::Error> {
+        Ok(Box::new(NativeScorer::new(&self.executor)))
+    }
+}
+
+impl fmt::Debug for Native {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Native").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+fn room(spec: &Spec, options: &Options) -> Result<Room, Error> {
+    let usual = spec.context.min(Options::USUAL_CONTEXT);
+    let context = options.context.unwrap_or(usual);
+    if context == 0 {
+        return Err(Error::Request("a context of 0 tokens holds nothing; raise --context".into()));
+    }
+    let first = spec.layers.first().map(|layer| layer.attention());
+    let Some(first) = first else {
+        return Err(Error::Request("a model without layers cannot be run".into()));
+    };
+    let same = |layer: &lathe_models::Layer| {
+        let attention = layer.attention();
+        (attention.kv_heads, attention.head_dim) == (first.kv_heads, first.head_dim)
+    };
+    if let Some(layer) = spec.layers.iter().position(|layer| !same(layer)) {
+        return Err(Error::UnevenLayers { layer });
+    }
+    let pages = options.batch.max(1).saturating_mul(context.div_ceil(PAGE_TOKENS));
+    let cache = CacheShape {
+        kind: options.kv,
+        layers: spec.layers.len(),
+        pages,
+        kv_heads: first.kv_heads,
+        head_dim: first.head_dim,
+    };
+    Ok(Room { context, chunk: options.chunk.clamp(1, context), cache })
+}

@@ -1,0 +1,134 @@
+use std::collections::HashMap;
+
+use lathe_formats::Blocks;
+use lathe_models::{Kind, Part, Role, Spec, Weight};
+
+use crate::{
+    Error,
+    backend::{Backend, Use},
+};
+
+/// A model's weights, each prepared by a backend for its use.
+pub(crate) struct Network<B: Backend> {
+    pub(crate) embed: B::Weight,
+    /// `None` where the embedding is the head as well.
+    pub(crate) head: Option<B::Weight>,
+    pub(crate) final_norm: B::Vector,
+    pub(crate) layers: Vec<LayerWeights<B>>,
+    /// Bytes of all of them.
+    pub(crate) bytes: u64,
+}
+
+/// The weights of one layer.
+pub(crate) struct LayerWeights<B: Backend> {
+    pub(crate) before_mixer: B::Vector,
+    pub(crate) q: Linear<B>,
+    pub(crate) k: Linear<B>,
+    pub(crate) v: Linear<B>,
+    pub(crate) q_norm: Option<B::Vector>,
+    pub(crate) k_norm: Option<B::Vector>,
+    pub(crate) out: Linear<B>,
+    pub(crate) after_mixer: Option<B::Vector>,
+    pub(crate) before_mlp: B::Vector,
+    pub(crate) gate: Linear<B>,
+    pub(crate) up: Linear<B>,
+    pub(crate) down: Linear<B>,
+    pub(crate) after_mlp: Option<B::Vector>,
+}
+
+/// A matrix and its bias.
+pub(crate) struct Linear<B: Backend> {
+    pub(crate) weight: B::Weight,
+    pub(crate) bias: Option<B::Vector>,
+}
+
+impl<B: Backend> Network<B> {
+    /// Fetches every weight of the spec from `source` and prepares it.
+    pub(crate) fn load(
+        backend: &B,
+        spec: &Spec,
+        source: &mut dyn FnMut(&Weight) -> Result<Blocks, Error>,
+    ) -> Result<Self, Error> {
+        let mut loaded = Loaded { matrices: HashMap::new(), vectors: HashMap::new(), bytes: 0 };
+        for weight in spec.weights() {
+            loaded.take(backend, spec, &weight, source(&weight)?)?;
+        }
+        let embed = loaded.matrix(Role::Embed)?;
+        let head = (!spec.tied_head).then(|| loaded.matrix(Role::Head)).transpose()?;
+        let final_norm = loaded.required(Role::FinalNorm)?;
+        let layers = (0..spec.layers.len()).map(|index| loaded.layer(index));
+        let layers = layers.collect::<Result<_, _>>()?;
+        Ok(Self { embed, head, final_norm, layers, bytes: loaded.bytes })
+    }
+}
+
+/// Weights on their way into their places.
+struct Loaded<B: Backend> {
+    matrices: HashMap<Role, B::Weight>,
+    vectors: HashMap<Role, B::Vector>,
+    bytes: u64,
+}
+
+impl<B: Backend> Loaded<B> {
+    fn take(&mut self, to: &B, spec: &Spec, w: &Weight, blocks: Blocks) -> Result<(), Error> {
+        let used = match w.kind {
+            Kind::Vector => return self.take_vector(to, w, &blocks),
+            Kind::Embedding if spec.tied_head => Use::TableAndProduct,
+            Kind::Embedding => Use::Table,
+            Kind::Head | Kind::Linear => Use::Product,
+        };
+        let weight = to.weight(blocks, used)?;
+        self.bytes += to.weight_bytes(&weight) as u64;
+        self.matrices.insert(w.role, weight);
+        Ok(())
+    }
+
+    /// Vectors are small enough to look at each number: one NaN in a norm spoils everything.
+    fn take_vector(&mut self, to: &B, w: &Weight, blocks: &Blocks) -> Result<(), Error> {
+        let values = blocks.decode();
+        if let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
+            let tensor = w.role.to_string();
+            return Err(Error::NotFinite { tensor, index, value: *value });
+        }
+        self.bytes += 4 * values.len() as u64;
+        self.vectors.insert(w.role, to.vector(values));
+        Ok(())
+    }
+
+    fn layer(&mut self, index: usize) -> Result<LayerWeights<B>, Error> {
+        let role = |part| Role::Layer(index, part);
+        Ok(LayerWeights {
+            before_mixer: self.required(role(Part::MixerNorm))?,
+            q: self.linear(role(Part::Q), role(Part::QBias))?,
+            k: self.linear(role(Part::K), role(Part::KBias))?,
+            v: self.linear(role(Part::V), role(Part::VBias))?,
+            q_norm: self.vectors.remove(&role(Part::QNorm)),
+            k_norm: self.vectors.remove(&role(Part::KNorm)),
+            out: self.linear(role(Part::Out), role(Part::OutBias))?,
+            after_mixer: self.vectors.remove(&role(Part::MixerAfterNorm)),
+            before_mlp: self.required(role(Part::MlpNorm))?,
+            gate: self.linear(role(Part::Gate), role(Part::GateBias))?,
+            up: self.linear(role(Part::Up), role(Part::UpBias))?,
+            down: self.linear(role(Part::Down), role(Part::DownBias))?,
+            after_mlp: self.vectors.remove(&role(Part::MlpAfterNorm)),
+        })
+    }
+
+    fn linear(&mut self, weight: Role, bias: Role) -> Result<Linear<B>, Error> {
+        Ok(Linear { weight: self.matrix(weight)?, bias: self.vectors.remove(&bias) })
+    }
+
+    fn matrix(&mut self, role: Role) -> Result<B::Weight, Error> {
+        self.matrices.remove(&role).ok_or_else(|| missing(role))
+    }
+
+    fn required(&mut self, role: Role) -> Result<B::Vector, Error> {
+        self.vectors.remove(&role).ok_or_else(|| missing(role))
+    }
+}
+
+/// Only where `Spec::weights` and the layout above disagree.
+fn missing(role: Role) -> Error {
+    let tensor = role.to_string();
+    lathe_models::Error::MissingTensor { tensor: tensor.clone(), role: tensor }.into()
+}

@@ -1,0 +1,105 @@
+//! Logits of every architecture against those of transformers, from each container, however the
+//! run is cut.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use lathe_api::{Engine, Scorer};
+use lathe_engine::{KvType, Native, Options, Precision};
+use lathe_files::Checkpoint;
+use serde_json::Value;
+
+/// The largest difference of a logit that counts as equal.
+const TOLERANCE: f32 = 1e-4;
+
+struct Case {
+    name: String,
+    model: PathBuf,
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+fn cases() -> Vec<Case> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs");
+    let mut cases = Vec::new();
+    for entry in fs::read_dir(&folder).unwrap() {
+        let folder = entry.unwrap().path();
+        let golden: Value =
+            serde_json::from_str(&fs::read_to_string(folder.join("golden.json")).unwrap()).unwrap();
+        for case in golden["cases"].as_array().unwrap() {
+            let text = |key: &str| case[key].as_str().unwrap();
+            let (ids, logits) = read_logits(&folder.join(text("logits")));
+            cases.push(Case {
+                name: format!(
+                    "{} {} {}",
+                    folder.file_name().unwrap().to_string_lossy(),
+                    text("model"),
+                    text("logits")
+                ),
+                model: folder.join(text("model")),
+                ids,
+                logits,
+            });
+        }
+    }
+    assert!(!cases.is_empty(), "no goldens in {}", folder.display());
+    cases
+}
+
+/// `input_ids` i64 and `logits` f32 of a safetensors file.
+fn read_logits(path: &Path) -> (Vec<u32>, Vec<f32>) {
+    let bytes = fs::read(path).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&rest[..length]).unwrap();
+    let tensor = |name: &str| {
+        let at = |i: usize| header[name]["data_offsets"][i].as_u64().unwrap() as usize;
+        &rest[length + at(0)..length + at(1)]
+    };
+    let ids = tensor("input_ids").as_chunks::<8>().0.iter();
+    let logits = tensor("logits").as_chunks::<4>().0.iter();
+    (
+        ids.map(|b| u32::try_from(i64::from_le_bytes(*b)).unwrap()).collect(),
+        logits.map(|b| f32::from_le_bytes(*b)).collect(),
+    )
+}
+
+fn load(model: &Path, options: Options) -> Native {
+    let checkpoint = Checkpoint::open(model).unwrap_or_else(|e| panic!("{e}"));
+    Native::load(&checkpoint, None, &options).unwrap_or_else(|e| panic!("{}: {e}", model.display()))
+}
+
+fn options() -> Options {
+    Options { threads: 2, kv: KvType::F32, precision: Precision::Exact, ..Options::default() }
+}
+
+fn feed(scorer: &mut dyn Scorer, ids: &[u32], step: usize) -> Vec<f32> {
+    ids.chunks(step).flat_map(|ids| scorer.feed(ids).unwrap().values).collect()
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    // `max` drops NaN, hence the guard.
+    a.iter().zip(b).fold(0.0, |worst, (a, b)| {
+        let d = (a - b).abs();
+        if d.is_nan() { f32::INFINITY } else { worst.max(d) }
+    })
+}
+
+#[test]
+fn every_architecture_and_container_gives_the_logits_of_transformers() {
+    let mut failures = Vec::new();
+    for case in cases() {
+        for chunk in [256, 3] {
+            let native = load(&case.model, Options { chunk, ..options() });
+            let logits = native.scorer().unwrap().feed(&case.ids).unwrap().values;
+            let worst = difference(&logits, &case.logits);
+            if worst >= TOLERANCE {
+                failures.push(format!("{} in passes of {chunk}: {worst}", case.name));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "logits differ:\n{}", failures.join("\n"));
+}
