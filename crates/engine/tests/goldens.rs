@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_api::{Engine, Scorer};
+use lathe_api::Engine;
 use lathe_engine::{KvType, Native, Options, Precision};
 use lathe_files::Checkpoint;
 use serde_json::Value;
@@ -72,12 +72,17 @@ fn load(model: &Path, options: Options) -> Native {
 }
 
 fn options() -> Options {
-    Options { threads: 2, kv: KvType::F32, precision: Precision::Exact, ..Options::default() }
+    // Dynamic scaling is made for sequences longer than what config.json calls the context.
+    let context = Some(64);
+    Options {
+        threads: 2,
+        context,
+        kv: KvType::F32,
+        precision: Precision::Exact,
+        ..Options::default()
+    }
 }
 
-fn feed(scorer: &mut dyn Scorer, ids: &[u32], step: usize) -> Vec<f32> {
-    ids.chunks(step).flat_map(|ids| scorer.feed(ids).unwrap().values).collect()
-}
 
 fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
