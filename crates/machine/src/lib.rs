@@ -3,6 +3,7 @@
 
 mod bandwidth;
 mod cpu;
+mod facts;
 mod gpu;
 mod memory;
 mod monitor;

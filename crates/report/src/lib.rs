@@ -1,7 +1,16 @@
-//! What a reader is told about a run, and the forms it is told in.
+//! What a reader is told about a run, and the forms it is told in: an HTML page, Markdown, CSV,
+//! JSON, and charts as SVG and PNG. Every form is a pure function of a [`Report`].
 
+mod chart;
+mod error;
+mod export;
 mod model;
+mod png;
 
+pub use chart::{Chart, charts};
+pub use error::Error;
+pub use export::{Csv, EXPORTERS, Exporter, Html, Json, Markdown, files};
 pub use model::{
     Dropped, NoiseFloor, Outcome, Pick, Point, Report, Requirement, Row, Timeline, Verdict, Weights,
 };
+pub use png::png;

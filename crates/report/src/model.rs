@@ -67,7 +67,7 @@ pub struct Requirement {
 }
 
 /// One measured configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Unique and file-name safe, such as `native-q8_0`.
     pub id: String,
@@ -214,5 +214,28 @@ impl Row {
             return self.decode;
         }
         self.batch.iter().find(|(n, _)| *n == streams).map(|(_, rate)| *rate)
+    }
+}
+
+impl Report {
+    /// The recommendation to follow: the one for the requirements, where there are any.
+    pub fn chosen_pick(&self) -> Option<&Pick> {
+        let kind = match self.outcome {
+            Outcome::Met => "requirements",
+            Outcome::Explored => "balanced",
+            Outcome::Unmet | Outcome::Undecided => return None,
+        };
+        self.picks.iter().find(|pick| pick.kind == kind)
+    }
+
+    /// Id of the configuration to deploy.
+    pub fn chosen(&self) -> Option<&str> {
+        self.chosen_pick().map(|pick| pick.row.as_str())
+    }
+
+    /// The configuration to deploy.
+    pub fn chosen_row(&self) -> Option<&Row> {
+        let id = self.chosen()?;
+        self.rows.iter().find(|row| row.id == id)
     }
 }

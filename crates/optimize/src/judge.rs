@@ -1,0 +1,393 @@
+use std::collections::BTreeSet;
+
+use lathe_base::Bytes;
+use lathe_bench::{figures, ratio};
+use lathe_eval::{ChoiceFigures, ChoiceModel, Figure, ModelFigures, PassFigures, Rule};
+use lathe_machine::{Noise, Sample};
+use lathe_report::{
+    Dropped, NoiseFloor, Outcome, Point, Report, Requirement as Shown, Row, Timeline,
+};
+use lathe_stats::{Bootstrap, Interval};
+
+use crate::{
+    BASE, Made, Planned, Run, picks,
+    requirements::{Requirement, Unit, three_digits},
+    verdict::{relaxations, verdicts, words},
+};
+
+/// Computes every figure, verdict and recommendation of a run from its raw samples.
+///
+/// Pure: the same record gives the same report, on any machine.
+pub fn judge(run: &Run) -> Report {
+    let requirements = run.settings.requirements.list();
+    let quality = Quality::new(run);
+    let mut rows: Vec<Row> = run
+        .plan
+        .iter()
+        .filter_map(|planned| Some((planned, run.made.get(&planned.candidate.id)?)))
+        .map(|(planned, made)| row(run, &quality, planned, made))
+        .collect();
+    picks::score(&mut rows, run.settings.weights);
+    picks::mark_frontiers(&mut rows);
+    for row in &mut rows {
+        row.verdicts = verdicts(row, &requirements, run.settings.batch);
+    }
+    let required = !requirements.is_empty();
+    // What failed to be made or run can meet nothing: it does not keep the others undecided.
+    let judged: Vec<Row> =
+        rows.iter().filter(|r| !run.given_up.contains_key(&r.id)).cloned().collect();
+    let complete = all_tried(run);
+    let outcome = picks::outcome(&judged, required, complete);
+    let picks = picks::picks(&judged, required, run.settings.weights);
+    let batch = run.settings.batch;
+    let advice = match outcome {
+        Outcome::Unmet | Outcome::Undecided => relaxations(&judged, &requirements, batch),
+        _ => Vec::new(),
+    };
+    Report {
+        model: run.model.name.clone(),
+        created: run.created.clone(),
+        command: run.command.join(" "),
+        recheck: "lathe report RUN".to_owned(),
+        headline: headline(run, &rows, &picks, outcome, &advice),
+        outcome,
+        model_facts: model_facts(run),
+        machine_facts: machine_facts(run),
+        method_facts: method_facts(run),
+        requirements: requirements.iter().map(shown).collect(),
+        baseline: BASE.to_owned(),
+        dropped: dropped(run),
+        picks,
+        noise_floor: quality.floor(),
+        cost_per_hour: run.settings.cost_per_hour,
+        weights: run.settings.weights,
+        timeline: timeline(run),
+        warnings: warnings(run, &rows),
+        rows,
+    }
+}
+
+/// The best balance that a planned candidate could reach beside the rows of a report: its
+/// predicted memory, its predicted roof of speed, and no loss of quality.
+pub(crate) fn optimistic_balance(planned: &Planned, report: &Report) -> f64 {
+    let weights = report.weights;
+    let fastest = report.rows.iter().filter_map(|r| Some(r.decode?.point)).fold(0.0, f64::max);
+    let smallest =
+        report.rows.iter().filter_map(|r| r.needed_memory).min().unwrap_or(Bytes(u64::MAX));
+    let speed = planned.decode_roof.map_or(1.0, |roof| (roof / fastest.max(1e-9)).min(1.0));
+    let memory = (smallest.0 as f64 / planned.memory().0.max(1) as f64).min(1.0);
+    weights.throughput * speed + weights.memory * memory + weights.quality
+}
+
+fn all_tried(run: &Run) -> bool {
+    run.plan.iter().all(|planned| {
+        let id = &planned.candidate.id;
+        planned.dropped.is_some()
+            || run.given_up.contains_key(id)
+            || (run.has_quality(id) && run.rounds.iter().any(|r| r.candidate == *id))
+    })
+}
+
+/// The figures of all comparisons, computed once.
+struct Quality {
+    text: Option<PassFigures>,
+    choices: Option<ChoiceFigures>,
+}
+
+impl Quality {
+    fn new(run: &Run) -> Self {
+        let settings = &run.settings;
+        let bootstrap =
+            Bootstrap { level: settings.level, seed: settings.seed, ..Bootstrap::default() };
+        let raw = run.quality.as_ref();
+        Self {
+            text: raw
+                .and_then(|raw| raw.passes.first())
+                .and_then(|pass| PassFigures::new(pass, &bootstrap).ok()),
+            choices: raw
+                .and_then(|raw| raw.choices.first())
+                .and_then(|raw| ChoiceFigures::new(raw, Rule::PerByte, settings.level).ok()),
+        }
+    }
+
+    fn text(&self, id: &str) -> Option<&ModelFigures> {
+        self.text.as_ref()?.model(id)
+    }
+
+    fn choices(&self, id: &str) -> Option<&ChoiceModel> {
+        self.choices.as_ref()?.models.iter().find(|model| model.name == id)
+    }
+
+    fn floor(&self) -> Option<NoiseFloor> {
+        let floor = self.text.as_ref()?.floor.as_ref()?;
+        let text = format!(
+            "Rounding the arithmetic of the base model to bf16 alone gives a KL divergence of {} and {} top-1 agreement: smaller differences mean nothing.",
+            Unit::Nats.show(floor.kl.point),
+            Unit::Share.show(floor.same_top.point)
+        );
+        Some(NoiseFloor { kl: interval(floor.kl), top1: interval(floor.same_top), text })
+    }
+}
+
+/// A figure without an interval (a text of one piece) decides nothing.
+fn interval(figure: Figure) -> Interval {
+    let wide = Interval { low: 0.0, high: f64::MAX, ..Interval::exact(figure.point) };
+    figure.interval.unwrap_or(wide)
+}
+
+fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
+    let level = run.settings.level;
+    let candidate = &planned.candidate;
+    let id = candidate.id.as_str();
+    let speed = figures(&run.rounds, id, level);
+    let text = quality.text(id);
+    let versus = text.and_then(|figures| figures.versus.as_ref());
+    let choices = quality.choices(id);
+    let needed = speed.peak_memory.map(|peak| peak + missing_kv(run, planned));
+    let best_rate = speed
+        .batch
+        .iter()
+        .map(|(_, rate)| *rate)
+        .chain(speed.decode)
+        .max_by(|a, b| a.point.total_cmp(&b.point));
+    let mut notes = made.notes.clone();
+    notes.extend(run.given_up.get(id).map(|why| format!("given up: {why}")));
+    Row {
+        id: id.to_owned(),
+        label: candidate.label.clone(),
+        engine: candidate.engine.clone(),
+        format: candidate.format.clone().unwrap_or_else(|| run.model.stored_format.clone()),
+        kv: candidate.kv.clone(),
+        size: made.size,
+        bits_per_weight: made.bits_per_weight,
+        peak_memory: speed.peak_memory,
+        needed_memory: needed,
+        planned_memory: Some(planned.memory()),
+        load: speed.load,
+        decode: speed.decode,
+        prefill: speed.prefill,
+        ttft: speed.ttft,
+        itl_p50: speed.itl_p50,
+        itl_p90: speed.itl_p90,
+        itl_p99: speed.itl_p99,
+        requests: speed.requests,
+        batch: speed.batch,
+        speed_ratio: ratio(&run.rounds, id, BASE, level),
+        perplexity: text.map(|t| interval(t.perplexity)),
+        perplexity_ratio: versus.map(|v| interval(v.perplexity_ratio)),
+        kl: versus.map(|v| interval(v.kl)),
+        top1: versus.map(|v| interval(v.same_top)),
+        accuracy: choices.map(|c| c.accuracy),
+        flips: choices.and_then(|c| Some(c.versus.as_ref()?.flips)),
+        conventions: Default::default(),
+        cost_per_million: best_rate.and_then(|rate| cost(rate, run.settings.cost_per_hour?)),
+        verdicts: Vec::new(),
+        pareto_quality_size: false,
+        pareto_speed_memory: false,
+        balance: None,
+        sample: run.texts.get(id).cloned(),
+        notes,
+        make: make_command(run, candidate.format.as_deref()),
+        run: run_command(run, made, candidate.is_base()),
+    }
+}
+
+/// KV cache that the deployment needs beyond what the trial's sequences took.
+fn missing_kv(run: &Run, planned: &Planned) -> Bytes {
+    let settings = &run.settings;
+    let wanted = settings.context * settings.batch;
+    let streams = settings.workload.streams.iter().copied().max().unwrap_or(1).max(1);
+    let used = settings.workload.context() * streams;
+    let missing = wanted.saturating_sub(used) as f64 / wanted.max(1) as f64;
+    Bytes((planned.kv_bytes.0 as f64 * missing) as u64)
+}
+
+/// Price of a million tokens at a rate, for a machine by the hour.
+fn cost(rate: Interval, per_hour: f64) -> Option<Interval> {
+    (rate.low > 0.0).then(|| rate.map(|tokens| per_hour / (tokens * 3600.0) * 1e6))
+}
+
+fn make_command(run: &Run, format: Option<&str>) -> String {
+    let model = &run.model.name;
+    match format {
+        None => "nothing to do: the model as it is".to_owned(),
+        Some(format) => format!("lathe quantize {model} --to {format} -o {model}-{format}"),
+    }
+}
+
+fn run_command(run: &Run, made: &Made, base: bool) -> String {
+    let path = if base { run.model.name.clone() } else { format!("RUN/{}", made.path.display()) };
+    format!("lathe chat {path}")
+}
+
+fn shown(requirement: &Requirement) -> Shown {
+    let limit = requirement.unit.show(requirement.bound.limit());
+    let text = format!("{} {} {limit}", requirement.what, words(requirement.bound));
+    Shown { name: requirement.name.to_owned(), text }
+}
+
+fn headline(
+    run: &Run,
+    rows: &[Row],
+    picks: &[lathe_report::Pick],
+    outcome: Outcome,
+    advice: &[String],
+) -> String {
+    let label = |kind: &str| {
+        let pick = picks.iter().find(|p| p.kind == kind)?;
+        let row = rows.iter().find(|r| r.id == pick.row)?;
+        Some((row.label.clone(), pick.why.clone()))
+    };
+    let advice = if advice.is_empty() {
+        "Several requirements would have to be relaxed together.".to_owned()
+    } else {
+        format!("To get there, {}.", advice.join("; or "))
+    };
+    match outcome {
+        Outcome::Explored => match label("balanced") {
+            Some((name, why)) => format!("Deploy {name}: {why}."),
+            None => "Nothing could be measured.".to_owned(),
+        },
+        Outcome::Met => match label("requirements") {
+            Some((name, why)) => format!("Deploy {name}: it {why}."),
+            None => "Nothing could be measured.".to_owned(),
+        },
+        Outcome::Unmet => {
+            let tried = rows.len();
+            let dropped = run.plan.iter().filter(|p| p.dropped.is_some()).count();
+            format!(
+                "No configuration meets the requirements: {tried} measured, {dropped} ruled out by the plan. {advice}"
+            )
+        }
+        Outcome::Undecided => format!(
+            "The measurements do not decide: some figures are too close to their limits for {:.0} % confidence. More rounds (--max-rounds), a longer text (--data) or a quieter machine may decide. {advice}",
+            run.settings.level * 100.0
+        ),
+    }
+}
+
+fn dropped(run: &Run) -> Vec<Dropped> {
+    run.plan
+        .iter()
+        .filter_map(|planned| {
+            let id = &planned.candidate.id;
+            let reason = planned.dropped.as_ref().or_else(|| run.given_up.get(id))?;
+            Some(Dropped { label: planned.candidate.label.clone(), reason: reason.clone() })
+        })
+        .collect()
+}
+
+fn timeline(run: &Run) -> Timeline {
+    let point = |s: &Sample| Point {
+        at: s.at,
+        cpu: s.cpu,
+        others: s.others,
+        memory: s.memory,
+        ours: s.ours,
+        mhz: s.mhz,
+        gpu: s.gpu,
+        gpu_memory: s.gpu_memory,
+    };
+    Timeline { points: run.timeline.iter().map(point).collect(), spans: run.spans.clone() }
+}
+
+fn warnings(run: &Run, rows: &[Row]) -> Vec<String> {
+    let mut list = run.warnings.clone();
+    let during: Vec<&Noise> = run.rounds.iter().filter_map(|r| r.noise.as_ref()).collect();
+    if !during.is_empty() {
+        let n = during.len() as f32;
+        let mean = Noise {
+            others: during.iter().map(|noise| noise.others).sum::<f32>() / n,
+            stolen: during.iter().map(|noise| noise.stolen).sum::<f32>() / n,
+            frequency: 1.0,
+        };
+        list.extend(mean.warning());
+    }
+    for row in rows {
+        if let (Some(planned), Some(needed)) = (row.planned_memory, row.needed_memory)
+            && planned.0 > needed.0 + needed.0 / 4
+        {
+            list.push(format!(
+                "{}: {planned} of memory were planned, {needed} were seen; pages of the model that were not touched are not counted",
+                row.label
+            ));
+        }
+    }
+    if !run.finished {
+        list.push(
+            "The run was interrupted: lathe optimize --resume RUN goes on with it.".to_owned(),
+        );
+    }
+    // The same remark about many rows is one remark.
+    let mut seen = BTreeSet::new();
+    list.retain(|line| seen.insert(line.clone()));
+    list
+}
+
+fn facts<const N: usize>(list: [(&str, String); N]) -> Vec<(String, String)> {
+    list.into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(label, value)| (label.to_owned(), value))
+        .collect()
+}
+
+fn model_facts(run: &Run) -> Vec<(String, String)> {
+    let model = &run.model;
+    let mut list = facts([
+        ("Model", model.name.clone()),
+        ("Architecture", model.arch.clone()),
+        ("Parameters", format!("{} million", three_digits(model.parameters as f64 / 1e6))),
+        ("Context", format!("{} tokens", model.context)),
+        ("Stored", format!("{} as {}", model.stored, model.stored_format)),
+    ]);
+    list.extend(model.facts.iter().cloned());
+    list.extend(
+        model.hashes.iter().map(|(file, hash)| (format!("SHA-256 of {file}"), hash.clone())),
+    );
+    list
+}
+
+fn machine_facts(run: &Run) -> Vec<(String, String)> {
+    let mut list = run.machine.facts();
+    list.push(("Kernels".to_owned(), run.binary.kernels.clone()));
+    list.push(("Threads".to_owned(), run.settings.threads.to_string()));
+    list
+}
+
+fn method_facts(run: &Run) -> Vec<(String, String)> {
+    let (settings, data) = (&run.settings, &run.data);
+    let work = &settings.workload;
+    facts([
+        (
+            "Speed",
+            format!(
+                "{} rounds, every configuration in turn in each, each time in a fresh process: {} requests of {} prompt and {} new tokens after {} to warm up",
+                settings.rounds, work.requests, work.prompt_tokens, work.new_tokens, work.warmup
+            ),
+        ),
+        (
+            "Quality",
+            format!(
+                "{} documents of {} ({} tokens), each configuration against the unquantized model position by position",
+                data.documents, data.name, data.tokens
+            ),
+        ),
+        (
+            "Multiple choice",
+            if data.items == 0 { String::new() } else { format!("{} items", data.items) },
+        ),
+        (
+            "Intervals",
+            format!(
+                "{:.0} %: Student's t on logarithms over rounds, bootstrap over documents; comparisons are paired",
+                settings.level * 100.0
+            ),
+        ),
+        ("Deployment", format!("context {} tokens, batch {}", settings.context, settings.batch)),
+        ("KV cache", settings.kv.clone()),
+        ("Seed", settings.seed.to_string()),
+        ("Text SHA-256", data.sha256.clone()),
+        ("Items SHA-256", data.items_sha256.clone().unwrap_or_default()),
+        ("Lathe", format!("{} (SHA-256 {})", run.binary.version, run.binary.sha256)),
+    ])
+}

@@ -1,0 +1,172 @@
+use lathe_report::{Outcome, Pick, Row, Weights};
+use lathe_stats::Verdict;
+
+use crate::requirements::{Unit, three_digits};
+
+/// Marks the rows that no other row beats in both dimensions.
+pub(crate) fn mark_frontiers(rows: &mut [Row]) {
+    let quality: Vec<Option<(f64, f64)>> =
+        rows.iter().map(|r| Some((r.size.0 as f64, r.kl?.point))).collect();
+    let speed: Vec<Option<(f64, f64)>> =
+        rows.iter().map(|r| Some((r.needed_memory?.0 as f64, -r.decode?.point))).collect();
+    for (index, row) in rows.iter_mut().enumerate() {
+        row.pareto_quality_size = on_frontier(&quality, index);
+        row.pareto_speed_memory = on_frontier(&speed, index);
+    }
+}
+
+/// Whether no other point is as good in both coordinates and better in one; smaller is better.
+fn on_frontier(points: &[Option<(f64, f64)>], index: usize) -> bool {
+    let Some(own) = points[index] else { return false };
+    !points.iter().flatten().any(|&(x, y)| x <= own.0 && y <= own.1 && (x < own.0 || y < own.1))
+}
+
+/// Scores each row by throughput over the fastest's, the smallest memory over its own, and the
+/// best perplexity over its own: each 1 for the best, in proportion for the others.
+pub(crate) fn score(rows: &mut [Row], weights: Weights) {
+    let fastest = best(rows, |r| r.decode.map(|i| i.point), f64::max);
+    let smallest = best(rows, |r| r.needed_memory.map(|b| b.0 as f64), f64::min);
+    let finest = best(rows, |r| r.perplexity.map(|i| i.point), f64::min);
+    for row in rows {
+        row.balance = (|| {
+            let speed = row.decode?.point / fastest?;
+            let memory = smallest? / row.needed_memory?.0 as f64;
+            let quality = finest? / row.perplexity?.point;
+            Some(weights.throughput * speed + weights.memory * memory + weights.quality * quality)
+        })();
+    }
+}
+
+fn best(
+    rows: &[Row],
+    of: impl Fn(&Row) -> Option<f64>,
+    better: impl Fn(f64, f64) -> f64,
+) -> Option<f64> {
+    rows.iter().filter_map(of).reduce(better)
+}
+
+/// The recommendations that the figures give.
+pub(crate) fn picks(rows: &[Row], required: bool, weights: Weights) -> Vec<Pick> {
+    let mut picks = Vec::new();
+    if required && let Some(row) = best_that_meets(rows) {
+        let margins: Vec<&str> = row.verdicts.iter().map(|v| v.text.as_str()).collect();
+        picks.push(pick(
+            "requirements",
+            "Best for the requirements",
+            row,
+            format!("meets every requirement with the best balance: {}", margins.join("; ")),
+        ));
+    }
+    if let Some(row) = top(rows, |r| r.decode.map(|i| i.point)) {
+        picks.push(pick("fastest", "Fastest", row, why_fastest(row)));
+    }
+    if let Some(row) = top(rows, |r| r.needed_memory.map(|b| -(b.0 as f64))) {
+        picks.push(pick("smallest", "Most memory-efficient", row, why_smallest(row)));
+    }
+    if let Some(row) = best_quality(rows) {
+        picks.push(pick("quality", "Best quality below the base", row, why_quality(row)));
+    }
+    if let Some(row) = top(rows, |r| r.balance) {
+        let why = format!(
+            "the best balance of throughput ({:.0} %), memory ({:.0} %) and quality ({:.0} %), {:.3} of 1: {}",
+            weights.throughput * 100.0,
+            weights.memory * 100.0,
+            weights.quality * 100.0,
+            row.balance.unwrap_or_default(),
+            summary(row)
+        );
+        picks.push(pick("balanced", "Balanced", row, why));
+    }
+    picks
+}
+
+/// The best-balanced row among those that meet every requirement with confidence.
+pub(crate) fn best_that_meets(rows: &[Row]) -> Option<&Row> {
+    let meets = |row: &&Row| Verdict::all(row.verdicts.iter().map(|v| v.outcome)) == Verdict::Meets;
+    let balance = |row: &&Row| row.balance.unwrap_or(f64::MIN);
+    rows.iter().filter(meets).max_by(|a, b| balance(a).total_cmp(&balance(b)))
+}
+
+/// What the verdicts of all rows come to.
+pub(crate) fn outcome(rows: &[Row], required: bool, complete: bool) -> Outcome {
+    let joint = |row: &Row| Verdict::all(row.verdicts.iter().map(|v| v.outcome));
+    if !required {
+        return Outcome::Explored;
+    }
+    if best_that_meets(rows).is_some() {
+        return Outcome::Met;
+    }
+    if complete && !rows.is_empty() && rows.iter().all(|row| joint(row) == Verdict::Fails) {
+        return Outcome::Unmet;
+    }
+    if rows.is_empty() && complete { Outcome::Unmet } else { Outcome::Undecided }
+}
+
+fn pick(kind: &str, title: &str, row: &Row, why: String) -> Pick {
+    Pick { kind: kind.to_owned(), title: title.to_owned(), row: row.id.clone(), why }
+}
+
+fn top(rows: &[Row], of: impl Fn(&Row) -> Option<f64>) -> Option<&Row> {
+    let scored = rows.iter().filter_map(|row| Some((of(row)?, row)));
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, row)| row)
+}
+
+/// The smallest KL divergence among the rows that are not the base itself.
+fn best_quality(rows: &[Row]) -> Option<&Row> {
+    let others = rows.iter().filter(|row| row.kl.is_some() && row.id != crate::BASE);
+    others.min_by(|a, b| {
+        let kl = |row: &Row| row.kl.map_or(f64::MAX, |i| i.point);
+        kl(a).total_cmp(&kl(b)).then(a.size.cmp(&b.size))
+    })
+}
+
+fn why_fastest(row: &Row) -> String {
+    let mut why = row.decode.map_or_else(String::new, |decode| {
+        format!(
+            "{} decoding one stream ({} to {})",
+            Unit::Rate.show(decode.point),
+            three_digits(decode.low),
+            three_digits(decode.high)
+        )
+    });
+    if let Some(ratio) = row.speed_ratio.filter(|_| row.id != crate::BASE) {
+        why +=
+            &format!(", {:.2} times the base ({:.2} to {:.2})", ratio.point, ratio.low, ratio.high);
+    }
+    why
+}
+
+fn why_smallest(row: &Row) -> String {
+    let memory = row.needed_memory.unwrap_or_default();
+    format!("{memory} of memory while it runs, {} on disk; {}", row.size, quality(row))
+}
+
+fn why_quality(row: &Row) -> String {
+    let share = row.bits_per_weight;
+    format!("{} at {share:.2} bits per weight ({})", quality(row), row.size)
+}
+
+fn quality(row: &Row) -> String {
+    let kl = row.kl.map(|kl| format!("KL {}", Unit::Nats.show(kl.point)));
+    let ppl = row.perplexity_ratio.map(|r| format!("perplexity {}", Unit::Increase.show(r.point)));
+    [kl, ppl].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+fn summary(row: &Row) -> String {
+    let speed = row.decode.map(|d| Unit::Rate.show(d.point));
+    let memory = row.needed_memory.map(|m| m.to_string());
+    let parts = [speed, memory, Some(quality(row))];
+    parts.into_iter().flatten().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_frontier_keeps_what_nothing_beats() {
+        let points = [Some((1.0, 5.0)), Some((2.0, 3.0)), Some((3.0, 4.0)), None, Some((2.0, 3.0))];
+        let kept: Vec<usize> = (0..points.len()).filter(|&i| on_frontier(&points, i)).collect();
+        assert_eq!(kept, [0, 1, 4], "equal points stay, beaten and unmeasured ones go");
+    }
+}
