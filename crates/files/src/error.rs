@@ -46,6 +46,14 @@ pub enum Error {
     #[error("{}, tensor `{tensor}`: {source}", path.display())]
     Format { path: PathBuf, tensor: String, source: lathe_formats::Error },
 
+    /// The target is there already, and is not to be replaced or not only a model.
+    #[error("{} is there already; choose another name or remove it first", path.display())]
+    Exists { path: PathBuf },
+
+    /// A writer was given something else than the next tensor of its plan.
+    #[error("{}: expected {expected}, was given {found}", path.display())]
+    OutOfPlan { path: PathBuf, expected: String, found: String },
+
     /// The user asked to stop.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),

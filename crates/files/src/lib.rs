@@ -17,12 +17,14 @@ mod open;
 mod pytorch;
 mod safetensors;
 mod tensors;
+mod write;
 
 pub use checkpoint::{Checkpoint, Container};
 pub use dtype::Dtype;
 pub use error::Error;
 pub use folder::Folder;
 pub use tensors::{Stored, Tensors};
+pub use write::{FolderPlan, Planned, Target, Writer, write_folder, write_gguf};
 
 /// What everything here returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use lathe_base::Buf;
+use lathe_base::{Buf, bf16, f16};
 use lathe_formats::Blocks;
 
 use crate::{Dtype, Error, Result, Stored};
@@ -72,4 +72,26 @@ fn aligned(data: Buf, to: usize) -> Buf {
 fn narrowed(data: &[u8]) -> Buf {
     let (doubles, _) = data.as_chunks::<8>();
     doubles.iter().flat_map(|b| (f64::from_le_bytes(*b) as f32).to_le_bytes()).collect()
+}
+
+/// The numbers of a small floating-point tensor, such as scales; `None` for other types.
+pub(super) fn floats(tensor: &Stored) -> Option<Vec<f32>> {
+    let data = contiguous(tensor);
+    Some(match tensor.dtype {
+        Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::F16 => data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::Bf16 => {
+            data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+        }
+        _ => return None,
+    })
+}
+
+/// Appends a number in a floating-point type (f32 where it is none).
+pub(super) fn encoded(x: f32, dtype: Dtype, out: &mut Vec<u8>) {
+    match dtype {
+        Dtype::F16 => out.extend(f16::from_f32(x).to_le_bytes()),
+        Dtype::Bf16 => out.extend(bf16::from_f32(x).to_le_bytes()),
+        _ => out.extend(x.to_le_bytes()),
+    }
 }

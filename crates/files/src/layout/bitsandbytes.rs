@@ -1,0 +1,248 @@
+//! bitsandbytes' parts: NF4 with and without double quantization, and LLM.int8().
+//!
+//! **Source**: `QuantState.as_dict` in bitsandbytes/functional.py, `Linear8bitLt` in nn/modules.py.
+
+use std::path::Path;
+
+use lathe_base::Buf;
+use lathe_formats::{Blocks, NF4_LEVELS, Nested};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Found, Layout, Source, Weight, dense::floats};
+use crate::{Dtype, Error, Result, Tensors};
+
+/// bitsandbytes' default and, with NF4, the only block size in use.
+const BLOCK: usize = 64;
+const NESTED_BLOCK: usize = 256;
+pub(super) const STATE: &str = ".quant_state.bitsandbytes__nf4";
+/// The JSON with the shape is some 200 bytes long.
+const STATE_CAP: usize = 4096;
+
+/// What the JSON part of a weight says.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Nf4 {
+    blocksize: usize,
+    shape: Vec<usize>,
+    nested_blocksize: Option<usize>,
+    nested_offset: Option<f32>,
+}
+
+/// The weight whose description `name` is.
+pub(super) fn find(path: &Path, tensors: &Tensors, name: &str) -> Result<Option<Found>> {
+    if let Some(weight) = name.strip_suffix(".SCB") {
+        return llm_int8_parts(path, tensors, weight).map(Some);
+    }
+    let Some(weight) = name.strip_suffix(STATE) else { return Ok(None) };
+    let state = tensors.find(path, name)?;
+    let bad = |problem: String| Error::malformed(path, format!("tensor `{name}` {problem}"));
+    if state.data.len() > STATE_CAP {
+        return Err(bad(format!("is {} bytes long", state.data.len())));
+    }
+    let state: Nf4 = serde_json::from_slice(&state.data)
+        .map_err(|e| bad(format!("does not describe NF4: {e}")))?;
+    let nested = state.nested_offset.is_some();
+    let mut parts = vec![weight.to_owned(), name.to_owned()];
+    parts.extend(["absmax", "quant_map"].map(|part| format!("{weight}.{part}")));
+    if nested {
+        parts.extend(["nested_absmax", "nested_quant_map"].map(|part| format!("{weight}.{part}")));
+    }
+    for part in &parts {
+        tensors.find(path, part)?;
+    }
+    let (shape, format) = (state.shape.clone(), if nested { "nf4_dq" } else { "nf4" });
+    let weight_ = Weight { shape, format: format.to_owned(), layout: Layout::Nf4(state) };
+    Ok(Some(Found { name: weight.to_owned(), weight: weight_, parts }))
+}
+
+fn llm_int8_parts(path: &Path, tensors: &Tensors, module: &str) -> Result<Found> {
+    let name = format!("{module}.weight");
+    let codes = tensors.find(path, &name)?;
+    let weight =
+        Weight { shape: codes.shape.clone(), format: "int8".into(), layout: Layout::LlmInt8 };
+    let parts = ["weight", "SCB", "weight_format"].map(|part| format!("{module}.{part}"));
+    Ok(Found { name, weight, parts: parts.into() })
+}
+
+/// Regroups the parts of an NF4 weight. Where its blocks run over the ends of rows, or its levels
+/// are not those of NF4, it becomes the f32 numbers that it stands for.
+pub(super) fn blocks(from: &Source<'_>, state: &Nf4) -> Result<Blocks> {
+    let (rows, cols) = from.matrix()?;
+    let count = rows.checked_mul(cols).filter(|n| n.is_multiple_of(2));
+    let codes = from.tensors.find(from.path, from.name)?;
+    if codes.dtype != Dtype::U8 || count != Some(codes.data.len().saturating_mul(2)) {
+        return Err(from.bad(format!("has {} bytes of codes", codes.data.len())));
+    }
+    if state.blocksize == 0 {
+        return Err(from.bad("has blocks of no weights"));
+    }
+    let parts = Parts {
+        codes: &codes.data,
+        levels: part(from, "quant_map", 16)?,
+        block: state.blocksize,
+        absmax: from.tensors.find(from.path, &format!("{}.absmax", from.name))?.data.clone(),
+        nested: nested(from, state)?,
+    };
+    let blocks = (rows * cols).div_ceil(state.blocksize);
+    parts.check(from, blocks)?;
+    let ours = state.blocksize == BLOCK
+        && cols.is_multiple_of(BLOCK)
+        && parts.levels == NF4_LEVELS
+        && parts.nested.as_ref().is_none_or(|(size, _)| *size == NESTED_BLOCK);
+    if !ours {
+        return from.make("f32", (rows, cols), parts.decoded(), Buf::new());
+    }
+    let scale = if parts.nested.is_some() { 1 } else { 4 };
+    let mut data = Vec::with_capacity(blocks * (scale + BLOCK / 2));
+    for (absmax, codes) in parts.absmax.chunks_exact(scale).zip(codes.data.chunks_exact(BLOCK / 2))
+    {
+        data.extend_from_slice(absmax);
+        data.extend_from_slice(codes);
+    }
+    let side = parts.nested.map_or_else(Buf::new, |(_, nested)| nested.to_side());
+    from.make(if scale == 1 { "nf4_dq" } else { "nf4" }, (rows, cols), data, side)
+}
+
+struct Parts<'a> {
+    codes: &'a [u8],
+    levels: Vec<f32>,
+    block: usize,
+    absmax: Buf,
+    /// The nested block size and numbers.
+    nested: Option<(usize, Nested)>,
+}
+
+impl Parts<'_> {
+    fn check(&self, from: &Source<'_>, blocks: usize) -> Result<()> {
+        let (size, expected) = match &self.nested {
+            Some((size, nested)) => {
+                if nested.absmax.len() != blocks.div_ceil(*size) {
+                    return Err(from.bad("has the wrong number of nested scales"));
+                }
+                (1, blocks)
+            }
+            None => (4, blocks),
+        };
+        if self.absmax.len() != size * expected {
+            return Err(from.bad(format!("has {} bytes of scales", self.absmax.len())));
+        }
+        Ok(())
+    }
+
+    fn absmax_of(&self, block: usize) -> f32 {
+        match &self.nested {
+            None => {
+                let mut bytes = [0; 4];
+                bytes.copy_from_slice(&self.absmax[4 * block..][..4]);
+                f32::from_le_bytes(bytes)
+            }
+            Some((size, nested)) => {
+                let code = nested.map[usize::from(self.absmax[block])];
+                code * nested.absmax[block / size] + nested.offset
+            }
+        }
+    }
+
+    fn decoded(&self) -> Buf {
+        let mut out = Vec::with_capacity(8 * self.codes.len());
+        for (i, byte) in self.codes.iter().enumerate() {
+            for (j, code) in [byte >> 4, byte & 15].into_iter().enumerate() {
+                let absmax = self.absmax_of((2 * i + j) / self.block);
+                out.extend((self.levels[usize::from(code)] * absmax).to_le_bytes());
+            }
+        }
+        out.into()
+    }
+}
+
+fn part(from: &Source<'_>, part: &str, expected: usize) -> Result<Vec<f32>> {
+    let tensor = from.tensors.find(from.path, &format!("{}.{part}", from.name))?;
+    match floats(tensor) {
+        Some(numbers) if numbers.len() == expected => Ok(numbers),
+        _ => Err(from.bad(format!("has a `{part}` that is not {expected} numbers"))),
+    }
+}
+
+fn nested(from: &Source<'_>, state: &Nf4) -> Result<Option<(usize, Nested)>> {
+    let Some(offset) = state.nested_offset else { return Ok(None) };
+    let size = state.nested_blocksize.filter(|n| *n > 0);
+    let size = size.ok_or_else(|| from.bad("has nested scales without a block size"))?;
+    let map = part(from, "nested_quant_map", 256)?;
+    let absmax = from.tensors.find(from.path, &format!("{}.nested_absmax", from.name))?;
+    let absmax = floats(absmax).ok_or_else(|| from.bad("has nested scales that are no floats"))?;
+    Ok(Some((size, Nested { offset, skip: 0, map, absmax })))
+}
+
+/// Regroups LLM.int8() codes and row maxima into INT8 rows: the scale is `SCB` / 127.
+pub(super) fn llm_int8(from: &Source<'_>) -> Result<Blocks> {
+    let (rows, cols) = from.matrix()?;
+    let module = from.name.strip_suffix(".weight").unwrap_or(from.name);
+    let codes = from.tensors.find(from.path, from.name)?;
+    let format = from.tensors.get(&format!("{module}.weight_format"));
+    if format.is_some_and(|f| f.data.iter().any(|byte| *byte != 0)) {
+        return Err(Error::unsupported(
+            from.path,
+            format!("the column order of tensor `{}`", from.name),
+            "save the model again with a current bitsandbytes",
+        ));
+    }
+    let scb = floats(from.tensors.find(from.path, &format!("{module}.SCB"))?);
+    let scb = scb.filter(|scb| scb.len() == rows && codes.dtype == Dtype::I8);
+    let scb = scb.ok_or_else(|| from.bad("does not have one scale per row of int8 codes"))?;
+    let mut data = Vec::with_capacity(rows * (cols + 4));
+    for (codes, absmax) in codes.data.chunks_exact(cols.max(1)).zip(scb) {
+        data.extend_from_slice(codes);
+        data.extend((absmax / 127.0).to_le_bytes());
+    }
+    from.make("int8", (rows, cols), data, Buf::new())
+}
+
+/// A weight's blocks as bitsandbytes' tensors, in the order of `parts::plan`: codes, absmax,
+/// levels, nested numbers; and the JSON that describes them.
+pub(super) fn split(blocks: &Blocks, dtype: &str) -> (Vec<Vec<u8>>, String) {
+    let nested = (!blocks.side.is_empty()).then(|| Nested::of(blocks));
+    let scale = if nested.is_some() { 1 } else { 4 };
+    let (mut absmax, mut codes) = (Vec::new(), Vec::with_capacity(blocks.data.len()));
+    for block in blocks.data.chunks_exact(scale + BLOCK / 2) {
+        absmax.extend_from_slice(&block[..scale]);
+        codes.extend_from_slice(&block[scale..]);
+    }
+    let mut parts = vec![codes, absmax, bytes(&NF4_LEVELS)];
+    let shape = format!("[{}, {}]", blocks.rows, blocks.cols);
+    let mut state = format!(
+        "{{\"quant_type\": \"nf4\", \"blocksize\": {BLOCK}, \"dtype\": \"{dtype}\", \"shape\": {shape}"
+    );
+    if let Some(nested) = nested {
+        state += &format!(
+            ", \"nested_blocksize\": {NESTED_BLOCK}, \"nested_dtype\": \"float32\", \
+             \"nested_offset\": {}",
+            json!(f64::from(nested.offset))
+        );
+        parts.extend([bytes(&nested.absmax), bytes(&nested.map)]);
+    }
+    (parts, state + "}")
+}
+
+fn bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// The `quantization_config` under which transformers loads such a folder; `dense` are the linear
+/// modules that are not quantized.
+pub(crate) fn quantization_config(double: bool, dtype: &str, dense: &[String]) -> Value {
+    json!({
+        "_load_in_4bit": true,
+        "_load_in_8bit": false,
+        "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": double,
+        "llm_int8_enable_fp32_cpu_offload": false,
+        "llm_int8_has_fp16_weight": false,
+        "llm_int8_skip_modules": dense,
+        "llm_int8_threshold": 6.0,
+        "load_in_4bit": true,
+        "load_in_8bit": false,
+        "quant_method": "bitsandbytes",
+    })
+}

@@ -1,0 +1,431 @@
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use lathe_base::{AtomicFile, Buf, Bytes};
+use lathe_formats::Blocks;
+use serde_json::{Map, Value, json};
+
+use super::{
+    Planned, Target, Writer,
+    gguf::unplanned,
+    journal::{Checksum, Entry, Journal},
+    target::{self, Sparse},
+};
+use crate::{
+    Error, Folder, Result,
+    layout::{self, Family, Part},
+    mapped,
+};
+
+/// What a Hugging Face folder holds besides the tensors' numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct FolderPlan<'a> {
+    /// The source's configuration; `torch_dtype` and `quantization_config` are written anew.
+    pub config: &'a Map<String, Value>,
+    /// Where tokenizer, template and generation files are copied from.
+    pub sides: &'a Folder,
+    pub tensors: &'a [Planned],
+    /// The most that one file of weights holds ([`FolderPlan::SHARD`] elsewhere).
+    pub shard: Bytes,
+}
+
+impl FolderPlan<'_> {
+    /// Hugging Face's default size of a shard.
+    pub const SHARD: Bytes = Bytes(5_000_000_000);
+
+    /// The type of the unquantized weights, by PyTorch's name: that of the first matrix among them
+    /// or, if there is none, what the source's configuration says.
+    fn dtype(&self) -> &str {
+        let dense = |p: &&Planned| Family::of(p.format) == Some(Family::Dense);
+        let mut planned = self.tensors.iter().filter(dense);
+        let first = planned.clone().find(|p| p.shape.len() > 1).or_else(|| planned.next());
+        match first.map(|p| p.format.name()) {
+            Some("f32") => "float32",
+            Some("f16") => "float16",
+            Some("bf16") => "bfloat16",
+            _ => {
+                let known = ["torch_dtype", "dtype"].iter().find_map(|key| self.config.get(*key));
+                known.and_then(Value::as_str).unwrap_or("bfloat16")
+            }
+        }
+    }
+}
+
+/// Starts (or takes up) writing a Hugging Face folder: safetensors shards, an index, config.json,
+/// and the source's side files. Quantized weights are laid out as bitsandbytes or
+/// compressed-tensors lay them out, with the `quantization_config` that makes their tools load it.
+///
+/// **Errors**: formats of which no such layout is known, or a mixture of the two layouts; an
+/// older folder that may not be replaced.
+pub fn write_folder(target: Target<'_>, plan: FolderPlan<'_>) -> Result<Box<dyn Writer>> {
+    target::prepare(&target, true)?;
+    let config = config(target.path, &plan)?;
+    let shards = Shard::all(target.path, &plan)?;
+    let sum = plan_sum(&shards, &config);
+    let partial = target::partial(target.path);
+    fs::create_dir_all(&partial).map_err(|e| Error::io(&partial, "create", e))?;
+    let (mut journal, mut entries) =
+        Journal::open(&partial.join(JOURNAL), target.fingerprint, sum)?;
+    entries.truncate(intact(&partial, &shards, &entries));
+    journal.keep(entries.len())?;
+    let mut files = Vec::with_capacity(shards.len());
+    for shard in &shards {
+        let path = partial.join(&shard.name);
+        files.push(Sparse::open(&path, shard.data + shard.fixed, !entries.is_empty())?);
+    }
+    copy_sides(plan.sides, &partial)?;
+    Ok(Box::new(FolderWriter {
+        path: target.path.to_owned(),
+        partial,
+        config,
+        dtype: plan.dtype().to_owned(),
+        plan: plan.tensors.to_vec(),
+        places: shards.iter().enumerate().flat_map(|(i, s)| s.places(i)).collect(),
+        shards,
+        files,
+        journal,
+        done: entries.len(),
+        texts: entries.into_iter().map(|e| e.text).collect(),
+    }))
+}
+
+/// The journal's name inside the partial folder; gone before the folder gets its name.
+const JOURNAL: &str = "lathe.journal";
+
+struct FolderWriter {
+    path: PathBuf,
+    partial: PathBuf,
+    config: Map<String, Value>,
+    /// What bitsandbytes decodes to.
+    dtype: String,
+    plan: Vec<Planned>,
+    shards: Vec<Shard>,
+    files: Vec<Sparse>,
+    journal: Journal,
+    done: usize,
+    /// For each tensor its shard and the offsets of its parts.
+    places: Vec<(usize, Vec<u64>)>,
+    /// The text part, if any, of each tensor that is complete.
+    texts: Vec<Option<String>>,
+}
+
+impl Writer for FolderWriter {
+    fn done(&self) -> usize {
+        self.done
+    }
+
+    fn add(&mut self, name: &str, shape: &[usize], weight: &Blocks) -> Result<()> {
+        let next = self.plan.get(self.texts.len());
+        if !next.is_some_and(|planned| planned.is(name, shape, weight)) {
+            return Err(unplanned(&self.path, name, next));
+        }
+        let split = layout::split(weight, &self.dtype);
+        if split.text.as_ref().is_some_and(|text| text.len() > Part::TEXT) {
+            return Err(unplanned(&self.path, "a description that is too long", next));
+        }
+        let (shard, offsets) = &self.places[self.texts.len()];
+        for (part, at) in split.parts.iter().zip(offsets) {
+            self.files[*shard].write_at(*at, part)?;
+        }
+        let entry = Entry {
+            name: name.to_owned(),
+            sum: Checksum::of(&split.parts),
+            text: split.text.clone(),
+        };
+        self.journal.add(&entry)?;
+        self.texts.push(split.text);
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        if let Some(lost) = self.plan.get(self.texts.len()) {
+            return Err(unplanned(&self.path, "the end", Some(lost)));
+        }
+        let mut texts = self.texts.iter();
+        for (shard, file) in self.shards.iter().zip(&mut self.files) {
+            let texts: Vec<_> = texts.by_ref().take(shard.tensors.len()).cloned().collect();
+            shard.close(file, &texts)?;
+        }
+        self.write_index()?;
+        let config = pretty(&Value::Object(self.config.clone()));
+        self.write("config.json", &config)?;
+        let journal = self.partial.join(JOURNAL);
+        fs::remove_file(&journal).map_err(|e| Error::io(&journal, "remove", e))?;
+        target::rename(&self.partial, &self.path)
+    }
+}
+
+impl FolderWriter {
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.partial.join(name);
+        AtomicFile::write_all(&path, bytes).map_err(|e| Error::io(&path, "write", e))
+    }
+
+    fn write_index(&self) -> Result<()> {
+        if self.shards.len() == 1 {
+            return Ok(());
+        }
+        let parts = self.shards.iter().flat_map(|s| s.parts().map(move |p| (&p.name, &s.name)));
+        let map: BTreeMap<_, _> = parts.collect();
+        let total: u64 = self.shards.iter().map(|s| s.fixed).sum::<u64>()
+            + self.texts.iter().flatten().map(|text| text.len() as u64).sum::<u64>();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+        self.write("model.safetensors.index.json", &pretty(&index))
+    }
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    let mut text = format!("{value:#}").into_bytes();
+    text.push(b'\n');
+    text
+}
+
+/// One safetensors file: which tensors it holds and where.
+///
+/// Wide types come first, so that every part is aligned to its type, and texts, whose lengths are
+/// known last, come last; the header has room for the longest ones and is padded with spaces.
+struct Shard {
+    name: String,
+    tensors: Vec<Vec<Part>>,
+    /// Offsets of the parts within the data, `None` for texts.
+    offsets: Vec<Vec<Option<u64>>>,
+    /// Where the data starts.
+    data: u64,
+    /// The length of the data without texts.
+    fixed: u64,
+}
+
+impl Shard {
+    fn all(path: &Path, plan: &FolderPlan<'_>) -> Result<Vec<Self>> {
+        let mut shards: Vec<Vec<Vec<Part>>> = vec![Vec::new()];
+        let mut held = 0;
+        for planned in plan.tensors {
+            let parts = parts(path, planned)?;
+            let bytes: u64 = parts.iter().map(size).sum();
+            if held > 0 && held + bytes > plan.shard.0 {
+                shards.push(Vec::new());
+                held = 0;
+            }
+            held += bytes;
+            shards.last_mut().expect("there is one from the start").push(parts);
+        }
+        let total = shards.len();
+        let name = |i: usize| match total {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{total:05}.safetensors", i + 1),
+        };
+        Ok(shards.into_iter().enumerate().map(|(i, tensors)| Self::of(name(i), tensors)).collect())
+    }
+
+    fn of(name: String, tensors: Vec<Vec<Part>>) -> Self {
+        let mut offsets: Vec<Vec<Option<u64>>> =
+            tensors.iter().map(|parts| vec![None; parts.len()]).collect();
+        let mut at = 0;
+        for width in [8, 4, 2, 1] {
+            for (parts, offsets) in tensors.iter().zip(&mut offsets) {
+                for (part, offset) in parts.iter().zip(offsets) {
+                    if part.shape.is_some() && part.dtype.block().1 == width {
+                        *offset = Some(at);
+                        at += size(part);
+                    }
+                }
+            }
+        }
+        let mut shard = Self { name, tensors, offsets, data: 0, fixed: at };
+        // The longest header there can be: every text at its bound.
+        let longest = vec![Some(" ".repeat(Part::TEXT)); shard.tensors.len()];
+        shard.data = 8 + (shard.header(&longest).len() as u64).next_multiple_of(8);
+        shard
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.tensors.iter().flatten()
+    }
+
+    /// For each tensor this shard's number and the places of its fixed parts in the file.
+    fn places(&self, number: usize) -> impl Iterator<Item = (usize, Vec<u64>)> {
+        let places = move |offsets: &Vec<Option<u64>>| {
+            (number, offsets.iter().flatten().map(|at| self.data + at).collect())
+        };
+        self.offsets.iter().map(places)
+    }
+
+    /// The header's JSON, in the order of the data.
+    fn header(&self, texts: &[Option<String>]) -> String {
+        let mut entries = Vec::new();
+        let mut at = self.fixed;
+        for ((parts, offsets), text) in self.tensors.iter().zip(&self.offsets).zip(texts) {
+            for (part, offset) in parts.iter().zip(offsets) {
+                let (start, length, shape) = match (&part.shape, offset) {
+                    (Some(shape), Some(start)) => (*start, size(part), shape.clone()),
+                    _ => {
+                        let length = text.as_ref().map_or(0, String::len);
+                        at += length as u64;
+                        (at - length as u64, length as u64, vec![length])
+                    }
+                };
+                let dtype = part.dtype.safetensors();
+                let offsets = [start, start + length];
+                let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": offsets});
+                entries.push((start, &part.name, entry));
+            }
+        }
+        entries.sort_by_key(|(start, ..)| *start);
+        let mut header = Map::new();
+        header.insert("__metadata__".into(), json!({"format": "pt"}));
+        header.extend(entries.into_iter().map(|(_, name, entry)| (name.clone(), entry)));
+        Value::Object(header).to_string()
+    }
+
+    /// Writes what is known last: the texts and the header.
+    fn close(&self, file: &mut Sparse, texts: &[Option<String>]) -> Result<()> {
+        let all: String = texts.iter().flatten().map(String::as_str).collect();
+        file.write_at(self.data + self.fixed, all.as_bytes())?;
+        let length = self.data as usize - 8;
+        let mut header = (length as u64).to_le_bytes().to_vec();
+        header.extend(self.header(texts).bytes());
+        header.resize(8 + length, b' ');
+        file.write_at(0, &header)?;
+        file.sync(self.data + self.fixed + all.len() as u64)
+    }
+}
+
+fn size(part: &Part) -> u64 {
+    let count = part.shape.as_ref().map_or(0, |shape| shape.iter().product());
+    part.dtype.bytes(count).unwrap_or(0) as u64
+}
+
+fn parts(path: &Path, planned: &Planned) -> Result<Vec<Part>> {
+    let cols = *planned.shape.last().unwrap_or(&1);
+    planned.format.check(cols).map_err(|source| Error::Format {
+        path: path.to_owned(),
+        tensor: planned.name.clone(),
+        source,
+    })?;
+    Part::plan(&planned.name, &planned.shape, planned.format).ok_or_else(|| {
+        Error::unsupported(
+            path,
+            format!("{planned:?} in a safetensors folder"),
+            "write a GGUF, or choose f32, f16, bf16, int8, int4 or nf4",
+        )
+    })
+}
+
+/// How many of the journal's tensors are really in the partial files.
+fn intact(partial: &Path, shards: &[Shard], entries: &[Entry]) -> usize {
+    let maps: Vec<Buf> =
+        shards.iter().map(|s| mapped::map(&partial.join(&s.name)).unwrap_or_default()).collect();
+    let tensors = shards.iter().zip(&maps).enumerate().flat_map(|(i, (shard, map))| {
+        shard.tensors.iter().zip(shard.places(i)).map(move |(parts, (_, at))| (parts, at, map))
+    });
+    let holds = |entry: &Entry, parts: &[Part], at: &[u64], map: &Buf| {
+        let fixed = parts.iter().filter(|part| part.shape.is_some());
+        let slice = |(part, at): (&Part, &u64)| {
+            let (start, end) = (*at as usize, (*at + size(part)) as usize);
+            (end <= map.len()).then(|| map.slice(start..end))
+        };
+        let data: Option<Vec<Buf>> = fixed.zip(at).map(slice).collect();
+        data.is_some_and(|data| Checksum::of(&data) == entry.sum)
+    };
+    let all = entries.iter().zip(tensors);
+    all.take_while(|(entry, (parts, at, map))| holds(entry, parts, at, map)).count()
+}
+
+/// Everything that the bytes depend on besides the fingerprint.
+fn plan_sum(shards: &[Shard], config: &Map<String, Value>) -> u64 {
+    let mut sum = Checksum::new();
+    for part in shards.iter().flat_map(Shard::parts) {
+        sum.add(format!("{part:?}").as_bytes());
+    }
+    for shard in shards {
+        sum.add(format!("{} {}", shard.name, shard.fixed).as_bytes());
+    }
+    sum.add(Value::Object(config.clone()).to_string().as_bytes());
+    sum.get()
+}
+
+/// config.json for the folder: the source's, with what the weights are stored as now.
+fn config(path: &Path, plan: &FolderPlan<'_>) -> Result<Map<String, Value>> {
+    let mut config = plan.config.clone();
+    config.remove("quantization_config");
+    config.remove("compression_config");
+    config.remove("dtype");
+    config.insert("torch_dtype".into(), plan.dtype().into());
+    let families: Vec<_> = plan.tensors.iter().filter_map(|p| Family::of(p.format)).collect();
+    let has = |family| families.contains(&family);
+    let quantization = match (has(Family::BitsAndBytes), has(Family::CompressedTensors)) {
+        (false, false) => return Ok(config),
+        (true, false) => {
+            let double = plan.tensors.iter().any(|p| p.format.name() == "nf4_dq");
+            layout::bitsandbytes_config(double, plan.dtype(), &dense_modules(plan.tensors))
+        }
+        (false, true) => {
+            layout::compressed_config(&groups(plan.tensors), &dense_modules(plan.tensors))
+        }
+        (true, true) => {
+            return Err(Error::unsupported(
+                path,
+                "a folder with both nf4 and int8 or int4 weights",
+                "use formats of one family: no tool loads both from one folder",
+            ));
+        }
+    };
+    config.insert("quantization_config".into(), quantization);
+    Ok(config)
+}
+
+/// The modules whose matrices are quantized, by format.
+fn groups(tensors: &[Planned]) -> Vec<layout::Group> {
+    let mut groups: Vec<layout::Group> = Vec::new();
+    for planned in tensors {
+        if Family::of(planned.format) != Some(Family::CompressedTensors) {
+            continue;
+        }
+        let module = module(&planned.name).to_owned();
+        match groups.iter_mut().find(|(format, _)| format.name() == planned.format.name()) {
+            Some((_, modules)) => modules.push(module),
+            None => groups.push((planned.format, vec![module])),
+        }
+    }
+    groups
+}
+
+/// The linear modules that stay unquantized. The head is one of them even where it is tied to
+/// the embedding and has no tensor of its own.
+fn dense_modules(tensors: &[Planned]) -> Vec<String> {
+    let linear = |p: &&Planned| p.shape.len() == 2 && !p.name.contains("embed");
+    let dense = |p: &&Planned| Family::of(p.format) == Some(Family::Dense);
+    let mut modules: Vec<String> =
+        tensors.iter().filter(linear).filter(dense).map(|p| module(&p.name).to_owned()).collect();
+    let head = "lm_head".to_owned();
+    if !tensors.iter().any(|p| module(&p.name) == head) {
+        modules.push(head);
+    }
+    modules
+}
+
+fn module(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+/// Copies what describes the model and is not its weights.
+fn copy_sides(sides: &Folder, to: &Path) -> Result<()> {
+    for name in sides.names()? {
+        let side =
+            name.ends_with(".json") && !name.ends_with(".index.json") && name != "config.json";
+        let text =
+            ["tokenizer.model", "merges.txt", "chat_template.jinja"].contains(&name.as_str());
+        let licence = ["LICENSE", "LICENCE", "NOTICE"].iter().any(|l| name.starts_with(l));
+        if !(side || text || licence) {
+            continue;
+        }
+        if let Some(bytes) = sides.read(&name)? {
+            let path = to.join(&name);
+            AtomicFile::write_all(&path, &bytes).map_err(|e| Error::io(&path, "write", e))?;
+        }
+    }
+    Ok(())
+}
