@@ -19,6 +19,24 @@ pub enum Error {
     /// A text that the tokenizer has no ids for.
     #[error("{file}: the tokenizer could not encode the text: {why}")]
     Encode { file: String, why: String },
+
+    /// The model has no chat template, and none was asked for.
+    #[error(
+        "{model} has no chat template; say how it was trained to read conversations with --prompt-format and one of: {formats}"
+    )]
+    NoTemplate { model: String, formats: String },
+
+    /// No built-in prompt format has this name.
+    #[error("there is no prompt format `{name}`; --prompt-format takes one of: {formats}")]
+    UnknownFormat { name: String, formats: String },
+
+    /// A chat template that is not Jinja, or fails on this conversation.
+    #[error("the chat template of {origin}: {why}")]
+    Template { origin: String, why: String },
+
+    /// A chat template that refuses this conversation, in its own words.
+    #[error("the chat template of {origin} does not take this conversation: {why}")]
+    Refused { origin: String, why: String },
 }
 
 impl Error {

@@ -7,18 +7,22 @@
 mod affixes;
 mod error;
 mod hf;
+mod prompt;
 mod protobuf;
 mod sentencepiece;
 mod settings;
 mod source;
 mod stream;
 mod surface;
+mod template;
 mod tokenizer;
 mod vocabulary;
 
 pub use error::Error;
+pub use prompt::{Prompt, Shown};
 pub use source::Source;
 pub use stream::Stream;
+pub use template::{FORMATS, Format, Message, Render, Template};
 pub use tokenizer::Tokenizer;
 pub use vocabulary::TokenKind;
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     Error, Result, TokenKind,
     protobuf::{Field, fields},
-    settings::Settings,
+    settings::{Added, Settings},
     vocabulary::MAX_TOKENS,
 };
 
@@ -141,7 +141,7 @@ impl SentencePiece {
             Algorithm::Unigram => self.unigram_pipeline(),
         };
         json["version"] = json!("1.0");
-        json["added_tokens"] = self.added();
+        json["added_tokens"] = self.added(settings);
         json["model"] = model;
         Ok(json)
     }
@@ -188,16 +188,22 @@ impl SentencePiece {
         })
     }
 
-    fn added(&self) -> Value {
-        let added = self.pieces.iter().zip(0u32..).filter_map(|(p, id)| {
-            let special = match p.kind {
+    /// Control and user-defined pieces as added tokens; `tokenizer_config.json` has the last word
+    /// on how each is matched.
+    fn added(&self, settings: &Settings) -> Value {
+        let added = self.pieces.iter().zip(0u32..).filter_map(|(piece, id)| {
+            let special = match piece.kind {
                 TokenKind::Control | TokenKind::Unknown => true,
                 TokenKind::UserDefined => false,
                 _ => return None,
             };
+            let told = settings.added.iter().find(|a| a.text == piece.text && a.id.is_some());
+            let default = Added { normalized: false, ..Added::plain(&piece.text, special) };
+            let token = told.unwrap_or(&default);
             Some(json!({
-                "id": id, "content": p.text, "special": special, "normalized": false,
-                "single_word": false, "lstrip": false, "rstrip": false,
+                "id": id, "content": token.text, "special": token.special,
+                "normalized": token.normalized, "single_word": token.single_word,
+                "lstrip": token.lstrip, "rstrip": token.rstrip,
             }))
         });
         added.collect()

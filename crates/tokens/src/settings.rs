@@ -20,6 +20,7 @@ pub(crate) struct Settings {
     pub(crate) added: Vec<Added>,
     /// Ids that end a text, from `generation_config.json` and `config.json`.
     pub(crate) stop_ids: Vec<u32>,
+    /// bos by `config.json`, asked only where no `tokenizer_config.json` decides.
     pub(crate) bos_id: Option<u32>,
     /// `model_type` of the model's config.json.
     model_type: String,
@@ -48,21 +49,27 @@ impl Settings {
         let extra = Source::object("added_tokens.json", source.added_tokens.as_ref())?;
         let named = |key: &str| content(config.get(key)).or_else(|| content(map.get(key)));
         let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+        let class = class.strip_suffix("Fast").unwrap_or(class);
+        let by_class = |key: &str| {
+            let default = || Some(class_default(class, key)?.to_owned());
+            if config.contains_key(key) || map.contains_key(key) { named(key) } else { default() }
+        };
+        let model_bos = || ids(source.model_config.get("bos_token_id")).first().copied();
         let mut stop_ids = ids(generation.get("eos_token_id"));
         stop_ids.extend(ids(source.model_config.get("eos_token_id")));
         Ok(Self {
-            class: class.strip_suffix("Fast").unwrap_or(class).to_owned(),
+            class: class.to_owned(),
             add_bos: decides(&config, "add_bos_token"),
             add_eos: decides(&config, "add_eos_token"),
             legacy: config.get("legacy").and_then(Value::as_bool),
             add_prefix_space: config.get("add_prefix_space").and_then(Value::as_bool),
-            bos: named("bos_token"),
-            eos: named("eos_token"),
-            unk: named("unk_token"),
-            pad: named("pad_token"),
+            bos: by_class("bos_token"),
+            eos: by_class("eos_token"),
+            unk: by_class("unk_token"),
+            pad: by_class("pad_token"),
             added: added(&config, &map, &extra),
             stop_ids,
-            bos_id: ids(source.model_config.get("bos_token_id")).first().copied(),
+            bos_id: if source.config.is_none() { model_bos() } else { None },
             model_type: source
                 .model_config
                 .get("model_type")
@@ -92,6 +99,21 @@ fn mentions_byte_level(pre_tokenizer: &Value) -> bool {
     let parts = pre_tokenizer.get("pretokenizers").and_then(Value::as_array);
     pre_tokenizer.get("type").and_then(Value::as_str) == Some("ByteLevel")
         || parts.is_some_and(|parts| parts.iter().any(mentions_byte_level))
+}
+
+/// The special tokens that a class of transformers has without being told.
+fn class_default(class: &str, key: &str) -> Option<&'static str> {
+    Some(match (class, key) {
+        ("LlamaTokenizer", "bos_token") => "<s>",
+        ("LlamaTokenizer", "eos_token") => "</s>",
+        ("GemmaTokenizer", "bos_token") => "<bos>",
+        ("GemmaTokenizer", "eos_token") => "<eos>",
+        ("GemmaTokenizer", "pad_token") => "<pad>",
+        ("LlamaTokenizer" | "GemmaTokenizer", "unk_token") => "<unk>",
+        ("Qwen2Tokenizer", "eos_token" | "pad_token") => "<|endoftext|>",
+        ("GPT2Tokenizer", "bos_token" | "eos_token" | "unk_token") => "<|endoftext|>",
+        _ => return None,
+    })
 }
 
 fn decides(config: &Map<String, Value>, key: &str) -> Option<bool> {

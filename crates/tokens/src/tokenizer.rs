@@ -2,7 +2,7 @@ use lathe_files::Checkpoint;
 use serde_json::Value;
 
 use crate::{
-    Error, Result, Source, Stream, TokenKind, affixes::Affixes, hf, hf::Hf,
+    Error, Prompt, Result, Shown, Source, Stream, TokenKind, affixes::Affixes, hf, hf::Hf,
     sentencepiece::SentencePiece, settings::Settings, vocabulary::Vocabulary,
 };
 
@@ -136,6 +136,24 @@ impl Tokenizer {
     /// Python's `bytes.decode(errors="replace")` does, and the text is then encoded.
     pub fn encode_bytes(&self, bytes: &[u8], add_special: bool) -> Result<Vec<u32>> {
         self.encode(&String::from_utf8_lossy(bytes), add_special)
+    }
+
+    /// The ids of a rendered prompt.
+    pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        self.encode(&prompt.text, prompt.add_special)
+    }
+
+    /// What ids stand for, one by one, for people to look at.
+    pub fn describe(&self, ids: &[u32]) -> Vec<Shown> {
+        let shown = |id: &u32| {
+            let special = self.is_special(*id);
+            let text = match self.token_text(*id).filter(|_| special) {
+                Some(text) => text.to_owned(),
+                None => String::from_utf8_lossy(&self.token_bytes(*id)).into_owned(),
+            };
+            Shown { id: *id, text, special }
+        };
+        ids.iter().map(shown).collect()
     }
 
     fn ids_of(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
