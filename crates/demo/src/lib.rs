@@ -19,7 +19,9 @@ pub fn stories() -> &'static str {
 
 /// Multiple-choice items: one JSON object `{"id", "kind", "context", "choices", "answer"}` a line.
 ///
-/// `answer` counts from 0. An item is scored as context, one space, choice.
+/// `answer` counts from 0. An item is scored as context, one space, choice. There are sixty items of
+/// each kind: `sense` (what things are for), `grammar` (agreement, tense, word forms),
+/// `coreference` (who is meant), `recall` (what the context named), `story` (how it must end).
 pub fn choices() -> &'static str {
     include_str!("../text/choices.jsonl")
 }

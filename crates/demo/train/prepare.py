@@ -26,20 +26,21 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How often a document of each source is seen in one round of the mix.
+# How often a document of each source is seen in one round of the mix: while the learning rate
+# stays, and while it falls.
 MIX = {
-    "tinystories": 1.5,
-    "cased": 1.5,
-    "simplestories": 3.0,
-    "storybooks": 2.0,
-    "aesop": 1.0,
-    "fairytales": 0.5,
-    "books": 0.5,
-    "chat_stories": 1.0,
-    "chat_fables": 0.7,
-    "chat_persona": 1.0,
-    "chat_questions": 0.3,
-    "chat_greetings": 1.0,
+    "tinystories": (1.5, 1.0),
+    "cased": (1.5, 1.0),
+    "simplestories": (3.0, 2.0),
+    "storybooks": (2.0, 1.0),
+    "aesop": (1.0, 1.0),
+    "fairytales": (0.5, 0.1),
+    "books": (0.5, 0.1),
+    "chat_stories": (0.33, 0.5),
+    "chat_fables": (0.7, 0.5),
+    "chat_persona": (1.0, 0.5),
+    "chat_questions": (0.3, 0.1),
+    "chat_greetings": (1.0, 1.0),
 }
 PIECE = 480  # tokens of a long book that make one document
 
@@ -228,15 +229,17 @@ def main():
     for text in held_stories[:160]:
         text = re.sub(r"\n+", "\n", text)
         valid.plain(text)
-        for messages in chats_from_story(text, rng)[:1]:
+        for messages in chats_from_story(text, rng, count=1):
             talk.chat(messages)
     totals["valid"] = valid.save(a.out / "valid.npz")
     totals["valid_chat"] = talk.save(a.out / "valid_chat.npz")
     (a.out / "mix.json").write_text(json.dumps(MIX, indent=1))
-    seen = {n: round(t[0] * MIX[n]) for n, t in totals.items() if n in MIX}
     for name, (tokens, learnt) in totals.items():
-        print(f"{name}: {tokens} tokens, {learnt} with loss, {seen.get(name, 0)} a round")
-    print(f"a round: {sum(seen.values())} tokens, {sum(v for n, v in seen.items() if n.startswith('chat'))} of them chat")
+        print(f"{name}: {tokens} tokens, {learnt} with loss")
+    for i, phase in enumerate(("while the rate stays", "while it falls")):
+        seen = {n: round(totals[n][0] * MIX[n][i]) for n in MIX}
+        chat = sum(v for n, v in seen.items() if n.startswith("chat"))
+        print(f"a round {phase}: {sum(seen.values())} tokens, {chat} of them chat: {seen}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Makes chat requests from stories, without a model: nouns, names, first sentences and titles.
 
-A story gives one or two conversations. What the user asks for is always in the
+A story gives some conversations. What the user asks for is always in the
 story that answers, so a small model can learn to follow the request.
 """
 
@@ -19,26 +19,46 @@ NOUNS = set(
     biscuit blanket block boat book bottle bowl box boy branch bread bridge brother brush bubble bucket bug bunny bus
     butterfly button cabin cake camel camera candle candy cap car carrot castle cat caterpillar cave chair cheese
     cherry chicken circle clock cloud clown coat cookie corn cow crab crayon crocodile crown cup deer desert dinosaur
-    doctor dog doll donkey door dragon drawing dream dress drum duck eagle egg elephant engine fairy farm farmer
-    feather fence field fire fish flag flower fly forest fountain fox friend frog fruit game garden gate ghost giant
+    doctor dog doll donkey door dragon drawing dress drum duck eagle egg elephant engine fairy farm farmer
+    feather fence field fire fish flag flower forest fountain fox friend frog fruit game garden gate ghost giant
     gift giraffe girl glove goat grandma grandpa grass guitar hammer hat hen hill hippo hole honey horse hospital
     house ice island jacket jam jar jelly juice jungle kangaroo key king kite kitten kitchen ladder lake lamb lamp
-    leaf lemon letter library lion lizard lock log lunch machine map market mask milk mirror monkey monster moon
-    mountain mouse mud mushroom music nest net nose nurse nut ocean orange owl paint painting pan panda park parrot
+    leaf lemon letter library lion lizard log lunch machine map market mask milk mirror monkey monster moon
+    mountain mouse mud mushroom music nest net nose nurse nut ocean orange owl painting pan panda park parrot
     party peach pear pen pencil penguin phone piano picnic picture pie pig pillow pirate pizza plane planet plant
     plate pond pony potato present prince princess pumpkin puppy puzzle queen rabbit rain rainbow ribbon ring river
-    road robot rock rocket roof room rope rose sand sandwich scarf school sea seed shark sheep shell ship shirt shoe
+    road robot rock rocket roof room rope sand sandwich scarf school sea seed shark sheep shell ship shirt shoe
     shop sister sky sled snail snake snow snowman soap sock song soup spider spoon squirrel star stick stone store
     storm strawberry sun swan sweater swing table tail tea teacher teddy tent tiger tomato tooth towel tower town toy
-    train treasure tree truck turtle umbrella vase vegetable village wagon wall watch water well whale wheel whistle
+    train treasure tree truck turtle umbrella vase vegetable village wagon wall water whale wheel whistle
     wind window wing wizard wolf wood worm yard zebra zoo
     """.split()
 )
 
 NO_ARTICLE = {"bread", "candy", "cheese", "corn", "grass", "honey", "ice", "jam", "jelly", "juice", "milk", "mud"} | {
-    "music", "rain", "sand", "snow", "soap", "soup", "tea", "water", "wood", "grandma", "grandpa", "fruit", "fire", "paint"
+    "music", "rain", "sand", "snow", "soap", "soup", "tea", "water", "wood", "grandma", "grandpa", "fruit", "fire"
 }
 WITH_THE = {"sun", "moon", "sky", "sea", "ocean", "wind", "beach", "zoo", "rainbow"}
+THEMES = {
+    "shar": "sharing",
+    "friend": "friendship",
+    "birthday": "a birthday",
+    "brave": "being brave",
+    "scared": "being afraid",
+    "lost": "getting lost",
+    "sorry": "saying sorry",
+    "kind": "being kind",
+    "rain": "a rainy day",
+    "snow": "a day in the snow",
+    "party": "a party",
+    "school": "school",
+    "help": "helping others",
+    "dream": "a dream",
+    "magic": "magic",
+    "patient": "being patient",
+    "careful": "being careful",
+    "listen": "listening to your parents",
+}
 
 ABOUT = [
     "Tell me a story about {x}.",
@@ -152,18 +172,32 @@ def sentences(text):
     return re.findall(r"\S.*?[.!?][\"']?(?=\s|$)", text)
 
 
-def chats_from_story(text, rng, titled=False):
-    """One conversation about the story, and for one story in three a second one."""
+def described(noun, text):
+    """The noun with the words that describe it where the story first brings it in, as `a big red ball`."""
+    m = re.search(rf"\ban? (?:[a-z]+,? ){{1,2}}{noun}\b", text)
+    return m.group(0) if m and not re.search(r"\b(of|and|in|to|for|with|was|day|the)\b", m.group(0)) else phrase(noun)
+
+
+def clause(text):
+    """`a bear who liked to sing`, if the story begins with such words."""
+    m = re.search(r"there (?:was|lived) (an? [^.,\"]{3,40} (?:who|that) [^.,\"]{4,50})[.,]", text[:300])
+    return m.group(1) if m else None
+
+
+def theme(text, rng):
+    lower = text.lower()
+    found = [THEMES[stem] for stem in THEMES if len(re.findall(rf"\b{stem}", lower)) >= 2]
+    return rng.choice(found) if found else None
+
+
+def chats_from_story(text, rng, titled=False, count=3):
+    """Conversations that all end in this story; fewer than `count` where nothing can be asked."""
     title = None
     if titled:
         title, _, rest = text.partition("\n")
         title, text = title.strip(), rest.strip()
-    out = []
-    for _ in range(1 if rng.random() < 0.67 else 2):
-        made = one_chat(text, title, rng)
-        if made:
-            out.append(made)
-    return out
+    made = [one_chat(text, title, rng) for _ in range(count)]
+    return [m for m in made if m]
 
 
 def one_chat(text, title, rng):
@@ -181,13 +215,16 @@ def one_chat(text, title, rng):
             return turn(rng.choice(NEXT).format(x=text[:at].strip()), text[at:])
     if dice < 0.36 and len(nouns) >= 3:
         return turn(rng.choice(WORDS).format(x=join(rng.sample(nouns, 3))), text)
-    subject = None
-    if who and rng.random() < 0.3:
+    subject = clause(text) if rng.random() < 0.4 else theme(text, rng) if rng.random() < 0.15 else None
+    if subject:
+        pass
+    elif who and rng.random() < 0.3:
         subject = f"{phrase(who[0])} named {who[1]}"
         if nouns and nouns[0] != who[0] and rng.random() < 0.4:
             subject += f" and {phrase(nouns[0])}"
     elif nouns:
-        subject = join([phrase(n) for n in nouns[: rng.choice((1, 1, 2, 2, 3))]])
+        say = (lambda n: described(n, text)) if rng.random() < 0.4 else phrase
+        subject = join([say(n) for n in nouns[: rng.choice((1, 1, 2, 2, 3))]])
     if subject is None:
         return turn(rng.choice(ANY), text) if rng.random() < 0.2 else None
     messages = turn(rng.choice(ABOUT).format(x=subject), text)
