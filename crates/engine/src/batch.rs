@@ -174,10 +174,7 @@ impl<'a, B: Backend> Batch<'a, B> {
 impl Active<'_> {
     /// Starts over where the sequence grows past the length at which its rope changes.
     fn cross(&mut self, switch: Option<usize>) {
-        let crosses = |length: usize| {
-            (1..=length).contains(&self.sequence.len()) && self.tokens.len() > length
-        };
-        if switch.is_some_and(crosses) {
+        if switch.is_some_and(|length| self.sequence.crosses(length, self.tokens.len())) {
             self.sequence.forget();
         }
     }

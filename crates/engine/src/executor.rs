@@ -36,6 +36,8 @@ pub(crate) struct Executor<B: Backend> {
 pub(crate) struct Sequence {
     table: PageTable,
     len: usize,
+    /// Of what was fed last.
+    horizon: usize,
 }
 
 /// Tokens to append to a sequence.
@@ -121,6 +123,12 @@ impl Sequence {
         self.len = 0;
     }
 
+    /// Whether what it holds was computed for a run of at most `length` tokens, and the run is
+    /// now longer.
+    pub(crate) fn crosses(&self, length: usize, horizon: usize) -> bool {
+        self.len > 0 && self.horizon <= length && horizon > length
+    }
+
     /// Makes sure that the sequence can grow to `tokens` positions.
     pub(crate) fn reserve(&mut self, tokens: usize) -> Result<(), Error> {
         self.table.reserve(tokens)
@@ -154,7 +162,7 @@ impl<B: Backend> Executor<B> {
 
     /// A sequence without tokens.
     pub(crate) fn sequence(&self) -> Sequence {
-        Sequence { table: self.free.table(), len: 0 }
+        Sequence { table: self.free.table(), len: 0, horizon: 0 }
     }
 
     /// A sequence that grows past this length must be computed anew: all its positions are
@@ -187,6 +195,7 @@ impl<B: Backend> Executor<B> {
                 return Err(Error::Token { id: *id, vocab });
             }
             feed.sequence.table.reserve(needed)?;
+            feed.sequence.horizon = feed.horizon;
         }
         for pass in passes(feeds, self.chunk) {
             self.pass(&pass, feeds, logits);

@@ -24,7 +24,7 @@ impl<B: Backend> Scorer for NativeScorer<'_, B> {
         let mut logits = Logits { vocab: self.executor.spec.vocab, values: Vec::new() };
         let horizon = self.sequence.len() + tokens.len();
         if let Some(length) = self.executor.recompute_beyond() {
-            if (1..=length).contains(&self.sequence.len()) && horizon > length {
+            if self.sequence.crosses(length, horizon) {
                 self.sequence.forget();
                 let again = Feed {
                     sequence: &mut self.sequence,

@@ -83,7 +83,6 @@ fn options() -> Options {
     }
 }
 
-
 fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     // `max` drops NaN, hence the guard.

@@ -1,0 +1,298 @@
+//! What callers rely on: the cut of a run and its neighbours change nothing, limits are errors,
+//! streams end where they should.
+
+use std::{path::Path, sync::Arc};
+
+use lathe_api::{Engine, Error, Event, Finish, Flow, Request, Sampling, Usage};
+use lathe_engine::{KvType, Native, Options, Precision};
+use lathe_files::Checkpoint;
+use lathe_tokens::Tokenizer;
+
+fn golden(name: &str) -> Checkpoint {
+    let archs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs");
+    Checkpoint::open(&archs.join(name)).unwrap()
+}
+
+fn load(name: &str, options: Options) -> Native {
+    let checkpoint = golden(name);
+    let tokenizer = Arc::new(Tokenizer::from_checkpoint(&checkpoint).unwrap());
+    Native::load(&checkpoint, tokenizer, &options).unwrap()
+}
+
+fn options() -> Options {
+    let context = Some(64);
+    Options {
+        threads: 2,
+        context,
+        kv: KvType::F32,
+        precision: Precision::Exact,
+        ..Options::default()
+    }
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        max_tokens,
+        sampling: Sampling::default(),
+        stop_tokens: vec![],
+        stop_strings: vec![],
+        ignore_stop: false,
+    }
+}
+
+/// Ids, text and usage of one request.
+fn run(native: &Native, request: &Request) -> (Vec<u32>, String, Usage) {
+    let (mut ids, mut text) = (Vec::new(), String::new());
+    let usage = native.generate(request, &mut |event| {
+        if let Event::Token { id, text: piece } = event {
+            ids.push(id);
+            text.push_str(piece);
+        }
+        Flow::Continue
+    });
+    (ids, text, usage.unwrap())
+}
+
+fn prompt(length: usize, seed: usize) -> Vec<u32> {
+    (0..length).map(|i| (3 + (i * 37 + seed * 11) % 150) as u32).collect()
+}
+
+/// One of each way to see the past: plain, windowed, capped, and rope that depends on length.
+const MODELS: [&str; 5] = ["llama", "mistral", "gemma2", "gemma3", "phi3-longrope"];
+
+#[test]
+fn logits_do_not_depend_on_how_a_run_is_cut() {
+    for name in MODELS {
+        let ids = prompt(45, 1);
+        let whole = load(name, options());
+        let expected = whole.scorer().unwrap().feed(&ids).unwrap();
+        for chunk in [1, 3, 64] {
+            for step in [1, 3, 45] {
+                let native = load(name, Options { chunk, ..options() });
+                let mut scorer = native.scorer().unwrap();
+                let logits: Vec<f32> =
+                    ids.chunks(step).flat_map(|ids| scorer.feed(ids).unwrap().values).collect();
+                // Past 32 tokens this one is rotated anew: rows before were of the shorter run.
+                let from =
+                    if name == "phi3-longrope" && step < 45 { 32 * expected.vocab } else { 0 };
+                assert_eq!(logits[from..], expected.values[from..], "{name}, {chunk}, {step}");
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_are_the_same_bits_at_any_number_of_threads() {
+    for name in MODELS {
+        let of = |threads| {
+            let native = load(name, Options { threads, ..options() });
+            native.scorer().unwrap().feed(&prompt(40, 2)).unwrap()
+        };
+        assert_eq!(of(1), of(2), "{name}");
+        assert_eq!(of(1), of(5), "{name}");
+    }
+}
+
+#[test]
+fn a_batch_generates_what_each_request_does_alone() {
+    for name in MODELS {
+        let native = load(name, Options { batch: 3, chunk: 16, ..options() });
+        let requests: Vec<Request> = [(20, 14), (1, 30), (33, 3), (7, 20), (2, 0)]
+            .iter()
+            .enumerate()
+            .map(|(i, (length, most))| {
+                let sampling = Sampling { temperature: 1.0, seed: i as u64, ..Sampling::default() };
+                Request { sampling, ..request(&prompt(*length, i), *most) }
+            })
+            .collect();
+        let mut together = vec![Vec::new(); requests.len()];
+        let usages = native
+            .generate_batch(&requests, &mut |index, event| {
+                if let Event::Token { id, .. } = event {
+                    together[index].push(id);
+                }
+                Flow::Continue
+            })
+            .unwrap();
+        for (i, request) in requests.iter().enumerate() {
+            let (alone, _, usage) = run(&native, request);
+            assert_eq!(alone.len(), request.max_tokens);
+            assert_eq!(together[i], alone, "{name}, request {i}");
+            assert_eq!(usages[i], usage, "{name}, request {i}");
+        }
+    }
+}
+
+#[test]
+fn greedy_text_follows_the_highest_logit_of_a_fresh_pass() {
+    // Over the length at which this model's rope changes.
+    for name in ["llama", "phi3-longrope"] {
+        let native = load(name, options());
+        let (ids, _, _) = run(&native, &request(&prompt(28, 3), 10));
+        let mut sequence = prompt(28, 3);
+        for id in ids {
+            let logits = native.scorer().unwrap().feed(&sequence).unwrap();
+            let last = logits.rows().last().unwrap();
+            let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
+            assert_eq!(id as usize, best, "{name} at {}", sequence.len());
+            sequence.push(id);
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text_at_any_number_of_threads() {
+    let text = |threads, seed| {
+        let native = load("qwen3", Options { threads, ..options() });
+        let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed, ..Sampling::default() };
+        run(&native, &Request { sampling, ..request(&prompt(8, 4), 24) }).0
+    };
+    assert_eq!(text(1, 5), text(3, 5));
+    assert_ne!(text(1, 5), text(1, 6));
+}
+
+#[test]
+fn a_cache_in_f16_is_close_to_one_in_f32() {
+    for name in MODELS {
+        let of = |kv| {
+            let native = load(name, Options { kv, ..options() });
+            native.scorer().unwrap().feed(&prompt(40, 2)).unwrap().values
+        };
+        let worst = of(KvType::F16)
+            .iter()
+            .zip(of(KvType::F32))
+            .fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
+        // The logits have a spread of about 2; half precision keeps 11 bits.
+        assert!(worst > 0.0 && worst < 0.05, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn prompt_and_generation_beyond_the_context_are_refused() {
+    let native = load("llama", options());
+    let most = native.generate(&request(&prompt(60, 0), 5), &mut |_| Flow::Continue);
+    assert!(matches!(most, Err(Error::ContextExceeded { needed: 65, context: 64 })));
+    assert_eq!(run(&native, &request(&prompt(60, 0), 4)).2.generated_tokens, 4);
+    let mut scorer = native.scorer().unwrap();
+    scorer.feed(&prompt(64, 0)).unwrap();
+    assert!(matches!(scorer.feed(&[5]), Err(Error::ContextExceeded { needed: 65, .. })));
+    scorer.reset();
+    scorer.feed(&[5]).unwrap();
+}
+
+#[test]
+fn a_full_cache_is_an_error_and_dropped_sequences_make_room() {
+    let native = load("llama", options());
+    let mut first = native.scorer().unwrap();
+    first.feed(&prompt(64, 0)).unwrap();
+    let mut second = native.scorer().unwrap();
+    let full = second.feed(&[5]).unwrap_err();
+    assert!(full.to_string().contains("KV cache"), "{full}");
+    assert!(native.generate(&request(&[5], 1), &mut |_| Flow::Continue).is_err());
+    drop(first);
+    second.feed(&prompt(64, 0)).unwrap();
+}
+
+#[test]
+fn requests_wait_for_room_instead_of_failing() {
+    // Pages for two full sequences, places for two, five requests.
+    let native = load("llama", Options { batch: 2, ..options() });
+    let requests: Vec<Request> = (0..5).map(|i| request(&prompt(30, i), 30)).collect();
+    let usages = native.generate_batch(&requests, &mut |_, _| Flow::Continue).unwrap();
+    assert!(usages.iter().all(|usage| usage.generated_tokens == 30));
+}
+
+#[test]
+fn a_stop_token_ends_the_text_and_is_not_reported() {
+    let native = load("llama", options());
+    let (ids, _, _) = run(&native, &request(&prompt(9, 1), 12));
+    let stop = ids[5];
+    let before = ids.iter().position(|id| *id == stop).unwrap();
+    let mut stopping = Request { stop_tokens: vec![stop], ..request(&prompt(9, 1), 12) };
+    let (stopped, _, usage) = run(&native, &stopping);
+    assert_eq!(stopped, ids[..before]);
+    assert_eq!((usage.finish, usage.generated_tokens), (Finish::Stop, before));
+    stopping.ignore_stop = true;
+    assert_eq!(run(&native, &stopping).2.finish, Finish::Length);
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it_even_across_tokens() {
+    let native = load("llama", options());
+    let (_, text, usage) = run(&native, &request(&prompt(9, 1), 16));
+    assert_eq!(usage.finish, Finish::Length);
+    let letters: Vec<(usize, char)> = text.char_indices().collect();
+    assert!(letters.len() >= 8, "too little text to cut: {text:?}");
+    // Every run of three characters is a stop string once.
+    for three in letters.windows(4) {
+        let stop = &text[three[0].0..three[3].0];
+        let stopping = Request { stop_strings: vec![stop.into()], ..request(&prompt(9, 1), 16) };
+        let (_, stopped, usage) = run(&native, &stopping);
+        assert_eq!(stopped, text[..text.find(stop).unwrap()], "stop at {stop:?} of {text:?}");
+        assert_eq!(usage.finish, Finish::Stop);
+    }
+}
+
+#[test]
+fn the_pieces_of_a_stream_are_the_decoded_text() {
+    let native = load("qwen3", options());
+    let sampling = Sampling { temperature: 1.5, seed: 3, ..Sampling::default() };
+    let (ids, text, _) = run(&native, &Request { sampling, ..request(&prompt(5, 2), 40) });
+    assert_eq!(text, native.tokenizer().unwrap().decode(&ids));
+}
+
+#[test]
+fn a_caller_that_says_stop_ends_its_request_only() {
+    let native = load("llama", Options { batch: 2, ..options() });
+    let requests = [request(&prompt(5, 0), 20), request(&prompt(5, 1), 20)];
+    let mut seen = [0, 0];
+    let usages = native
+        .generate_batch(&requests, &mut |index, event| {
+            seen[index] += usize::from(matches!(event, Event::Token { .. }));
+            if index == 0 && seen[0] == 3 { Flow::Stop } else { Flow::Continue }
+        })
+        .unwrap();
+    assert_eq!(seen, [3, 20]);
+    assert_eq!((usages[0].finish, usages[0].generated_tokens), (Finish::Cancelled, 3));
+    assert_eq!(usages[1].finish, Finish::Length);
+}
+
+#[test]
+fn the_prompt_is_reported_once_before_the_first_token() {
+    let native = load("llama", Options { chunk: 4, ..options() });
+    let mut order = Vec::new();
+    native
+        .generate(&request(&prompt(11, 0), 2), &mut |event| {
+            order.push(match event {
+                Event::Prefilled { tokens } => tokens,
+                Event::Token { .. } => 0,
+            });
+            Flow::Continue
+        })
+        .unwrap();
+    assert_eq!(order, [11, 0, 0]);
+}
+
+#[test]
+fn rejects_requests_that_cannot_be_run() {
+    let native = load("llama", options());
+    let refused = |request: Request| {
+        native.generate(&request, &mut |_| Flow::Continue).unwrap_err().to_string()
+    };
+    assert!(refused(request(&[], 5)).contains("empty"));
+    assert!(refused(request(&[100_000], 5)).contains("vocabulary"));
+    assert!(refused(request(&[5], usize::MAX)).contains("context"));
+    let hot = Sampling { temperature: -1.0, ..Sampling::default() };
+    assert!(refused(Request { sampling: hot, ..request(&[5], 5) }).contains("temperature"));
+    assert!(native.scorer().unwrap().feed(&[100_000]).is_err());
+}
+
+#[test]
+fn absurd_sizes_are_refused_before_memory_is_asked_for() {
+    let checkpoint = golden("llama");
+    let load = |options| Native::load(&checkpoint, None, &options).map(|_| ());
+    assert!(load(Options { context: Some(0), ..options() }).is_err());
+    assert!(load(Options { context: Some(usize::MAX / 4), ..options() }).is_err());
+    assert!(load(Options { batch: usize::MAX, ..options() }).is_err());
+}
