@@ -1,7 +1,7 @@
 use lathe_api::{Engine, Logits, Scorer};
 use lathe_base::Progress;
 
-use crate::rows::{Row, divergence};
+use crate::scoring::{Reference, Rows, Token};
 use crate::{Against, Error, Histogram, ModelPass, Pass, Plan, Role, Segment, SegmentRaw, Texts};
 
 /// A model to measure.
@@ -14,7 +14,8 @@ pub struct Subject<'a> {
 /// How to run a comparison.
 #[derive(Clone, Copy, Debug)]
 pub struct CompareOptions {
-    /// Tokens fed at a time: what is held of each model is `chunk` × V logits.
+    /// Tokens fed at a time, which bounds what is held to a few times `chunk` × V logits. Very large
+    /// vocabularies make it smaller.
     pub chunk: usize,
     /// Threads for the arithmetic on logits (the engines have their own).
     pub threads: usize,
@@ -26,6 +27,10 @@ impl Default for CompareOptions {
         Self { chunk: 64, threads }
     }
 }
+
+/// The most logits of one model in a chunk: with the base's weights in double precision, 16 bytes of
+/// each, a comparison holds 128 MiB.
+const LARGEST_CHUNK: usize = 8 << 20;
 
 /// Scores the plan's segments with the base and all others, side by side, chunk by chunk; at no
 /// time are more than two chunks of logits held and none are stored.
@@ -45,6 +50,9 @@ pub fn compare(
     options: &CompareOptions,
     progress: &dyn Progress,
 ) -> Result<Pass, Error> {
+    if texts.documents.len() != plan.document_tokens.len() {
+        return Err(Error::Mismatch { why: "the plan was made for another text".into() });
+    }
     plan.check_vocabulary(base.name, base.engine.info().vocab)?;
     let mut streams = vec![Stream::open(base, plan, texts.documents.len())?];
     for other in others {
@@ -60,18 +68,20 @@ pub fn compare(
         streams.push(Stream::open(other, plan, texts.documents.len())?);
     }
     let total = plan.fed() as u64;
+    let size = options.chunk.min(LARGEST_CHUNK / base.engine.info().vocab).max(1);
     let mut done = 0;
+    let mut all = Streams { streams, weights: Vec::new(), threads: options.threads };
     for segment in &plan.segments {
-        streams.iter_mut().for_each(Stream::begin);
-        for (i, chunk) in segment.fed().chunks(options.chunk.max(1)).enumerate() {
+        all.streams.iter_mut().for_each(Stream::begin);
+        for (i, chunk) in segment.fed().chunks(size).enumerate() {
             progress.check()?;
-            let start = i * options.chunk.max(1);
-            one_chunk(&mut streams, segment, start, chunk, options.threads)?;
+            let start = i * size;
+            all.chunk(segment, start, chunk)?;
             done += chunk.len() as u64;
             progress.at("tokens scored", done, total);
         }
     }
-    Ok(pass(base, texts, plan, streams))
+    Ok(pass(base, texts, plan, all.streams))
 }
 
 fn pass(base: &Subject<'_>, texts: &Texts, plan: &Plan, streams: Vec<Stream<'_>>) -> Pass {
@@ -160,114 +170,44 @@ impl<'a> Stream<'a> {
             sum.delta_p += seen.delta_p;
             sum.delta_p_squares += seen.delta_p * seen.delta_p;
             sum.delta_top += seen.delta_top;
-            self.sums.kl_histograms[document].add(seen.kl);
+            if let Some(histogram) = self.sums.kl_histograms.get_mut(document) {
+                histogram.add(seen.kl);
+            }
         }
     }
 }
 
-/// What one position says about one model.
-#[derive(Clone, Copy)]
-struct Token {
-    row: Row,
-    log_p: f64,
-    against: Option<Difference>,
-}
-
-#[derive(Clone, Copy)]
-struct Difference {
-    kl: f64,
-    same_top: bool,
-    delta_p: f64,
-    delta_top: f64,
-}
-
-/// The base's logits of a chunk with what is known of them, to measure another model against.
-struct Reference<'a> {
-    logits: &'a Logits,
-    tokens: &'a [Token],
-}
-
-/// Feeds `chunk`, which begins at `start` of the segment, to every model and adds up.
-fn one_chunk(
-    streams: &mut [Stream<'_>],
-    segment: &Segment,
-    start: usize,
-    chunk: &[u32],
+/// All models of a comparison.
+struct Streams<'a> {
+    streams: Vec<Stream<'a>>,
+    /// Room for the base's weights, kept from chunk to chunk.
+    weights: Vec<f64>,
     threads: usize,
-) -> Result<(), Error> {
-    // Row i of the chunk predicts token start + i + 1.
-    let skip = segment.first_scored.saturating_sub(start + 1).min(chunk.len());
-    let targets = &segment.tokens[start + skip + 1..start + chunk.len() + 1];
-    let mut base: Option<(Logits, Vec<Token>)> = None;
-    for stream in streams {
-        let logits = stream.feed(chunk)?;
-        let reference = base.as_ref().map(|(logits, tokens)| Reference { logits, tokens });
-        let tokens = Rows { logits: &logits, skip, targets, base: reference }
-            .score(threads)
-            .map_err(|row| stream.not_finite(segment, start + skip + row + 1))?;
-        for token in &tokens {
-            stream.add(segment.document, token);
-        }
-        if base.is_none() {
-            base = Some((logits, tokens));
-        }
-    }
-    Ok(())
 }
 
-/// The rows of a chunk from `skip` on and the tokens that came after them.
-struct Rows<'a> {
-    logits: &'a Logits,
-    skip: usize,
-    targets: &'a [u32],
-    base: Option<Reference<'a>>,
-}
-
-impl Rows<'_> {
-    /// Scores all rows, in parallel; `Err` has the first that is not finite.
-    fn score(&self, threads: usize) -> Result<Vec<Token>, usize> {
-        let n = self.targets.len();
-        // Threads cost some 50 µs to start: below half a million logits each they do not pay.
-        let worth = (n * self.logits.vocab) >> 19;
-        let share = n.div_ceil(threads.min(worth).max(1)).max(1);
-        let run = |from: usize| (from..(from + share).min(n)).map(|i| self.token(i).ok_or(i));
-        if share >= n {
-            return run(0).collect();
+impl Streams<'_> {
+    /// Feeds `chunk`, which begins at `start` of the segment, to every model and adds up.
+    fn chunk(&mut self, segment: &Segment, start: usize, chunk: &[u32]) -> Result<(), Error> {
+        // Row i of the chunk predicts token start + i + 1.
+        let skip = segment.first_scored.saturating_sub(start + 1).min(chunk.len());
+        let targets = &segment.tokens[start + skip + 1..start + chunk.len() + 1];
+        let broken = |stream: &Stream<'_>, row| stream.not_finite(segment, start + skip + row + 1);
+        let Some((base, others)) = self.streams.split_first_mut() else { return Ok(()) };
+        let logits = base.feed(chunk)?;
+        let room = if others.is_empty() { 0 } else { targets.len() * logits.vocab };
+        self.weights.resize(room, 0.0);
+        let tokens = Rows { logits: &logits, skip, targets }
+            .weigh(&mut self.weights, self.threads)
+            .map_err(|row| broken(base, row))?;
+        tokens.iter().for_each(|token| base.add(segment.document, token));
+        let reference = Reference { logits: &logits, tokens: &tokens, weights: &self.weights };
+        for other in others {
+            let logits = other.feed(chunk)?;
+            let tokens = Rows { logits: &logits, skip, targets }
+                .against(&reference, self.threads)
+                .map_err(|row| broken(other, row))?;
+            tokens.iter().for_each(|token| other.add(segment.document, token));
         }
-        std::thread::scope(|scope| {
-            let parts: Vec<_> = (0..n)
-                .step_by(share)
-                .map(|from| scope.spawn(move || run(from).collect::<Result<Vec<_>, usize>>()))
-                .collect();
-            let mut tokens = Vec::with_capacity(n);
-            for part in parts {
-                match part.join() {
-                    Ok(part) => tokens.extend(part?),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            Ok(tokens)
-        })
-    }
-
-    fn token(&self, i: usize) -> Option<Token> {
-        let values = self.row(self.logits, i);
-        let row = Row::new(values)?;
-        let log_p = row.log_p(values[self.targets[i] as usize]);
-        let against = self.base.as_ref().map(|base| {
-            let (known, base) = (&base.tokens[i], self.row(base.logits, i));
-            let top = known.row.top;
-            Difference {
-                kl: divergence(base, &known.row, values, &row),
-                same_top: row.top == top,
-                delta_p: log_p.exp() - known.log_p.exp(),
-                delta_top: row.log_p(values[top]).exp() - known.row.log_p(base[top]).exp(),
-            }
-        });
-        Some(Token { row, log_p, against })
-    }
-
-    fn row<'l>(&self, logits: &'l Logits, i: usize) -> &'l [f32] {
-        &logits.values[(self.skip + i) * logits.vocab..][..logits.vocab]
+        Ok(())
     }
 }

@@ -18,6 +18,7 @@ mod jsonl;
 mod plan;
 mod raw;
 mod rows;
+mod scoring;
 mod split;
 
 pub use choice::{ChoiceItem, ChoiceRun, ChoicesRaw, score_choices};

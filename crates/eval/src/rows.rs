@@ -13,21 +13,47 @@ pub(crate) struct Row {
     /// The index of the largest logit, the first of equals.
     pub(crate) top: usize,
     max: f32,
-    /// ln Σ exp(logit − max)
+    /// Σ exp(logit − max)
+    sum: f64,
     log_sum: f64,
 }
 
 impl Row {
     /// `None` if the row holds NaN, +∞ or nothing but −∞.
     pub(crate) fn new(logits: &[f32]) -> Option<Self> {
+        Self::measure(logits, |max| {
+            let mut lanes = [0.0; LANES];
+            for chunk in logits.chunks(LANES) {
+                for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                    *lane += exp(f64::from(x) - max);
+                }
+            }
+            lanes.iter().sum()
+        })
+    }
+
+    /// As `new`, and writes exp(logit − max) of each logit, \[V\], for [`divergence`].
+    pub(crate) fn weigh(logits: &[f32], weights: &mut [f64]) -> Option<Self> {
+        Self::measure(logits, |max| {
+            let mut lanes = [0.0; LANES];
+            for (chunk, out) in logits.chunks(LANES).zip(weights.chunks_mut(LANES)) {
+                for ((lane, &x), weight) in lanes.iter_mut().zip(chunk).zip(out) {
+                    *weight = exp(f64::from(x) - max);
+                    *lane += *weight;
+                }
+            }
+            lanes.iter().sum()
+        })
+    }
+
+    fn measure(logits: &[f32], sum: impl FnOnce(f64) -> f64) -> Option<Self> {
         let max = maximum(logits);
         if !max.is_finite() {
             return None;
         }
-        let shift = f64::from(max);
-        let sum = sum(logits, logits, |x, _| exp(f64::from(x) - shift));
+        let sum = sum(f64::from(max));
         let top = logits.iter().position(|&x| x == max)?;
-        sum.is_finite().then(|| Self { top, max, log_sum: sum.ln() })
+        sum.is_finite().then(|| Self { top, max, sum, log_sum: sum.ln() })
     }
 
     /// ln p of a logit of this row, in nats.
@@ -36,21 +62,35 @@ impl Row {
     }
 }
 
-/// Σ p ln(p / q) in nats, of the distributions with logits `p` and `q`, both \[V\].
+/// A row with its logits and their weights, all \[V\].
+#[derive(Clone, Copy)]
+pub(crate) struct Weighed<'a> {
+    pub(crate) row: &'a Row,
+    pub(crate) logits: &'a [f32],
+    pub(crate) weights: &'a [f64],
+}
+
+/// Σ p ln(p / q) in nats.
 ///
 /// Summed as p·(ln p − ln q − 1) + q, which is the same because Σp = Σq, but has no negative terms:
 /// small divergences keep their digits, and that of a row with itself is exactly 0. Rounding can
 /// leave about −1e-16, which is clamped to 0.
-pub(crate) fn divergence(p: &[f32], p_row: &Row, q: &[f32], q_row: &Row) -> f64 {
-    let (p_max, p_sum) = (f64::from(p_row.max), p_row.log_sum);
-    let (q_max, q_sum) = (f64::from(q_row.max), q_row.log_sum);
-    let total = sum(p, q, |x, y| {
-        let log_p = deep(f64::from(x) - p_max) - p_sum;
-        let log_q = deep(f64::from(y) - q_max) - q_sum;
-        let p = exp(log_p);
-        p * (log_p - log_q) - p + exp(log_q)
-    });
-    total.max(0.0)
+pub(crate) fn divergence(p: Weighed<'_>, q: Weighed<'_>) -> f64 {
+    let (p_max, q_max) = (f64::from(p.row.max), f64::from(q.row.max));
+    let (p_scale, q_scale) = (1.0 / p.row.sum, 1.0 / q.row.sum);
+    let shift = q.row.log_sum - p.row.log_sum;
+    let logits = p.logits.chunks(LANES).zip(q.logits.chunks(LANES));
+    let weights = p.weights.chunks(LANES).zip(q.weights.chunks(LANES));
+    let mut lanes = [0.0; LANES];
+    for ((x, y), (a, b)) in logits.zip(weights) {
+        let values = x.iter().zip(y).zip(a.iter().zip(b));
+        for (lane, ((&x, &y), (&a, &b))) in lanes.iter_mut().zip(values) {
+            let ratio = deep(f64::from(x) - p_max) - deep(f64::from(y) - q_max) + shift;
+            let p = a * p_scale;
+            *lane += p * ratio - p + b * q_scale;
+        }
+    }
+    lanes.iter().sum::<f64>().max(0.0)
 }
 
 fn maximum(row: &[f32]) -> f32 {
@@ -63,22 +103,6 @@ fn maximum(row: &[f32]) -> f32 {
         }
     }
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
-}
-
-fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f64) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest = a_chunks.remainder().iter().zip(b_chunks.remainder());
-    let mut total: f64 = rest.map(|(&x, &y)| term(x, y)).sum();
-    for (x, y) in a_chunks.zip(b_chunks) {
-        for i in 0..LANES {
-            lanes[i] += term(x[i], y[i]);
-        }
-    }
-    for lane in lanes {
-        total += lane;
-    }
-    total
 }
 
 /// Clamps from below; NaN stays NaN.
@@ -137,7 +161,13 @@ mod tests {
     }
 
     fn kl(p: &[f32], q: &[f32]) -> f64 {
-        divergence(p, &Row::new(p).unwrap(), q, &Row::new(q).unwrap())
+        let (mut a, mut b) = (vec![0.0; p.len()], vec![0.0; q.len()]);
+        let (p_row, q_row) = (Row::weigh(p, &mut a).unwrap(), Row::weigh(q, &mut b).unwrap());
+        assert_eq!(Row::new(p), Some(p_row));
+        divergence(
+            Weighed { row: &p_row, logits: p, weights: &a },
+            Weighed { row: &q_row, logits: q, weights: &b },
+        )
     }
 
     #[test]
