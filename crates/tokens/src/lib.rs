@@ -6,12 +6,15 @@
 
 mod affixes;
 mod error;
+mod gguf;
 mod hf;
+mod pre;
 mod prompt;
 mod protobuf;
 mod sentencepiece;
 mod settings;
 mod source;
+mod spm;
 mod stream;
 mod surface;
 mod template;

@@ -67,6 +67,26 @@ impl SentencePiece {
         Ok(model)
     }
 
+    /// A unigram model of which all that matters is known. `spaces`: whether one is put before the
+    /// text, and whether runs of them become one.
+    pub(crate) fn unigram_of(
+        pieces: Vec<Piece>,
+        unk_id: u64,
+        charsmap: Vec<u8>,
+        spaces: (bool, bool),
+    ) -> Self {
+        Self {
+            byte_fallback: pieces.iter().any(|p| p.kind == TokenKind::Byte),
+            pieces,
+            algorithm: Algorithm::Unigram,
+            unk_id,
+            unk_piece: "<unk>".to_owned(),
+            charsmap,
+            add_dummy_prefix: spaces.0,
+            remove_extra_whitespaces: spaces.1,
+        }
+    }
+
     fn piece(&mut self, bytes: &[u8]) -> Result<(), String> {
         let mut piece = Piece { text: String::new(), score: 0.0, kind: TokenKind::Normal };
         fields(bytes, |number, field| {

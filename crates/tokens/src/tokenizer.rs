@@ -1,9 +1,15 @@
-use lathe_files::Checkpoint;
+use lathe_files::{Checkpoint, gguf::Metadata};
 use serde_json::Value;
 
 use crate::{
-    Error, Prompt, Result, Shown, Source, Stream, TokenKind, affixes::Affixes, hf, hf::Hf,
-    sentencepiece::SentencePiece, settings::Settings, vocabulary::Vocabulary,
+    Error, Prompt, Result, Shown, Source, Stream, TokenKind,
+    affixes::Affixes,
+    gguf::Vocab,
+    hf::{self, Hf},
+    sentencepiece::SentencePiece,
+    settings::Settings,
+    spm::Spm,
+    vocabulary::Vocabulary,
 };
 
 /// Text to token ids and back.
@@ -19,6 +25,7 @@ pub struct Tokenizer {
 #[derive(Debug)]
 enum Engine {
     Hf(Hf),
+    Spm(Spm),
 }
 
 /// The ids with a role.
@@ -47,6 +54,7 @@ impl Tokenizer {
             Source { sentencepiece: Some(model), .. } => {
                 Self::sentencepiece("tokenizer.model", model, settings)
             }
+            Source { gguf: Some(meta), .. } => Self::gguf(meta, settings),
             _ => Err(Error::Missing { model: source.model.clone() }),
         }
     }
@@ -76,6 +84,28 @@ impl Tokenizer {
             settings.add_bos = settings.add_bos.or(Some(true));
         }
         Self::hf(file, model.to_json(file, &settings)?, &settings)
+    }
+
+    fn gguf(meta: &Metadata, mut settings: Settings) -> Result<Self> {
+        let file = "the GGUF's vocabulary";
+        let vocab = Vocab::read(meta)?;
+        let text = |role: &str| {
+            let tokens = meta.strings("tokenizer.ggml.tokens")?;
+            tokens.get(vocab.role(role)? as usize).cloned()
+        };
+        settings.bos = text("bos");
+        settings.eos = text("eos");
+        settings.unk = text("unknown");
+        settings.pad = text("padding");
+        settings.stop_ids = vocab.ends();
+        let mut all = if vocab.model() == "llama" {
+            let (spm, vocabulary) = vocab.spm()?;
+            Self::assemble(file, Engine::Spm(spm), vocabulary, Affixes::default(), &settings)
+        } else {
+            Self::hf(file, vocab.to_json()?, &settings)?
+        };
+        all.affixes = vocab.affixes();
+        Ok(all)
     }
 
     fn hf(file: &str, json: Value, settings: &Settings) -> Result<Self> {
@@ -162,6 +192,7 @@ impl Tokenizer {
         }
         let ids = match &self.engine {
             Engine::Hf(hf) => hf.encode(text, parse_special),
+            Engine::Spm(spm) => Ok(spm.encode(text, parse_special)),
         };
         ids.map_err(|why| Error::Encode { file: self.file.clone(), why })
     }
@@ -219,6 +250,7 @@ impl Tokenizer {
     pub fn token_id(&self, text: &str) -> Option<u32> {
         match &self.engine {
             Engine::Hf(hf) => hf.id(text),
+            Engine::Spm(spm) => spm.id(text),
         }
     }
 

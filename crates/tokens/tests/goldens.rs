@@ -82,6 +82,33 @@ fn ids_of_hard_text_are_those_of_transformers() {
     }
 }
 
+fn from_gguf(path: PathBuf) -> Tokenizer {
+    Tokenizer::from_checkpoint(&lathe_files::Checkpoint::open(&path).unwrap()).unwrap()
+}
+
+/// Qwen2's own tokenizer composes characters (NFC), and so does Lathe; llama.cpp does not.
+fn is_left_decomposed(family: &str, text: &str) -> bool {
+    family == "qwen2" && text.contains('\u{301}')
+}
+
+#[test]
+fn ids_by_a_vocabulary_in_gguf_are_those_of_llama_cpp() {
+    for family in ["gpt2", "llama3", "qwen2", "llama2", "gemma"] {
+        let tokenizer = from_gguf(goldens().join(family).join("vocab.gguf"));
+        let expected = json(goldens().join(family).join("gguf.json"));
+        for (key, add_special) in [("ids", false), ("ids_with_special", true)] {
+            for (text, ids) in hard_text().iter().zip(expected[key].as_array().unwrap()) {
+                if ids.is_null() || is_left_decomposed(family, text) {
+                    continue;
+                }
+                let ids: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
+                let ours = tokenizer.encode(text, add_special).unwrap();
+                assert_eq!(ours, ids, "{family} {key} of {text:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn decoded_ids_are_the_text_of_the_reference() {
     for family in FAMILIES {
