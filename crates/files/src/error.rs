@@ -54,6 +54,16 @@ pub enum Error {
     #[error("{}: expected {expected}, was given {found}", path.display())]
     OutOfPlan { path: PathBuf, expected: String, found: String },
 
+    /// No answer from the hub.
+    #[error(
+        "cannot reach the hub at {endpoint} ({reason}); if you have the model's files, pass their folder"
+    )]
+    Unreachable { endpoint: String, reason: String },
+
+    /// The hub answered, but not with the model.
+    #[error("the hub has not given `{id}`: {problem}")]
+    Hub { id: String, problem: String },
+
     /// The user asked to stop.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),

@@ -10,6 +10,7 @@ mod dtype;
 mod error;
 mod folder;
 pub mod gguf;
+mod hub;
 mod layout;
 mod mapped;
 mod near;
@@ -23,6 +24,7 @@ pub use checkpoint::{Checkpoint, Container};
 pub use dtype::Dtype;
 pub use error::Error;
 pub use folder::Folder;
+pub use hub::{Hub, fetch, locate};
 pub use tensors::{Stored, Tensors};
 pub use write::{FolderPlan, Planned, Target, Writer, write_folder, write_gguf};
 
