@@ -1,0 +1,31 @@
+use lathe_base::Cancelled;
+
+/// Why a checkpoint could not be planned or made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No weight at all can be coded as asked.
+    #[error(
+        "no matrix of this model can be coded in {format}: its columns would have to be a multiple \
+         of {block}, and they are {cols}; {instead}"
+    )]
+    NothingFits { format: &'static str, block: usize, cols: String, instead: String },
+    /// The container has no place for the format.
+    #[error("{container} files cannot hold {format}; {instead}")]
+    Container { container: &'static str, format: &'static str, instead: String },
+    /// From this source, this target cannot be made.
+    #[error("{what} is not supported; {instead}")]
+    Unsupported { what: String, instead: String },
+    /// A weight could not be coded.
+    #[error("tensor `{tensor}`: {source}")]
+    Encode { tensor: String, source: lathe_formats::Error },
+    /// The model could not be understood.
+    #[error(transparent)]
+    Model(#[from] lathe_models::Error),
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] lathe_files::Error),
+    /// The user asked to stop.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}

@@ -1,0 +1,20 @@
+//! From a checkpoint in one format to a checkpoint in another.
+//!
+//! A [`Recipe`] says what is wanted, a [`Plan`] what becomes of every tensor and how large the
+//! result will be, and [`quantize`] carries it out tensor by tensor: what is in memory at any time
+//! is one coded tensor and one expanded row per thread, whatever the model's size. How codes are
+//! chosen is a [`Quantizer`]'s.
+
+mod error;
+mod measure;
+mod plan;
+mod quantizer;
+mod recipe;
+mod source;
+mod summary;
+
+pub use error::Error;
+pub use plan::{Input, Plan, Planned};
+pub use quantizer::{Needs, Quantizer, Rtn, Stats};
+pub use recipe::{Recipe, Target};
+pub use summary::{Done, Summary};

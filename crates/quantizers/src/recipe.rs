@@ -1,0 +1,130 @@
+use std::fmt;
+
+use lathe_files::{Container, gguf::GgmlType};
+use lathe_formats::{AnyFormat, by_name};
+use lathe_models::Kind;
+use serde::Serialize;
+
+use crate::Error;
+
+/// What the user asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Recipe {
+    /// The format of the matrices inside the layers.
+    pub to: &'static dyn AnyFormat,
+    /// The format of the token embeddings, if not the usual one for `to`.
+    pub embeddings: Option<&'static dyn AnyFormat>,
+    /// The format of the output head, if not the usual one for `to`.
+    pub head: Option<&'static dyn AnyFormat>,
+    /// Every matrix in `to`, embeddings and head included, unless those are given.
+    pub pure: bool,
+    /// The container, if not the usual one for `to`.
+    pub target: Option<Target>,
+}
+
+/// The container of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// A Hugging Face folder with safetensors.
+    SafeTensors,
+    /// A GGUF file.
+    Gguf,
+}
+
+impl Recipe {
+    /// The usual choices around a format.
+    pub fn new(to: &'static dyn AnyFormat) -> Self {
+        Self { to, embeddings: None, head: None, pure: false, target: None }
+    }
+
+    /// The container that the result will have: the one asked for, else the only one that holds
+    /// the format, else the kind that the source has.
+    pub(crate) fn target(&self, source: Container) -> Result<Target, Error> {
+        let target = self.target.unwrap_or_else(|| {
+            match (Target::SafeTensors.holds(self.to), Target::Gguf.holds(self.to)) {
+                (true, false) => Target::SafeTensors,
+                (false, true) => Target::Gguf,
+                _ if source == Container::Gguf => Target::Gguf,
+                _ => Target::SafeTensors,
+            }
+        });
+        for format in [Some(self.to), self.embeddings, self.head].into_iter().flatten() {
+            if !target.holds(format) {
+                let container = target.name();
+                let holds: Vec<_> = lathe_formats::FORMATS
+                    .iter()
+                    .filter(|f| target.holds(**f))
+                    .map(|f| f.name())
+                    .collect();
+                let instead = format!("they hold {}", holds.join(", "));
+                return Err(Error::Container { container, format: format.name(), instead });
+            }
+        }
+        Ok(target)
+    }
+
+    /// The format that a weight should get, before its columns are looked at.
+    ///
+    /// Vectors stay as they are (in GGUF they become f32, as llama.cpp wants them). In a Hugging
+    /// Face folder, a quantized format applies to the matrices inside the layers, and embeddings
+    /// and head stay as they are. In GGUF, embeddings take the format as well, and the head (the
+    /// embeddings themselves, where they are the head) takes Q8_0 if that has more bits: the
+    /// place where llama.cpp's own mixes put Q6_K. A dense format applies to every tensor.
+    pub(crate) fn wanted(
+        &self,
+        target: Target,
+        kind: Kind,
+        tied: bool,
+        stored: &'static dyn AnyFormat,
+    ) -> Result<&'static dyn AnyFormat, lathe_formats::Error> {
+        let is_head = kind == Kind::Head || kind == Kind::Embedding && tied;
+        Ok(match (target, kind) {
+            (Target::Gguf, Kind::Vector) => by_name("f32")?,
+            (Target::SafeTensors, Kind::Vector) if is_dense(self.to) => self.to,
+            (Target::SafeTensors, Kind::Vector) => stored,
+            (_, Kind::Linear) => self.to,
+            (_, Kind::Embedding) if self.embeddings.is_some() => self.embeddings.unwrap_or(self.to),
+            (_, Kind::Head | Kind::Embedding) if is_head && self.head.is_some() => {
+                self.head.unwrap_or(self.to)
+            }
+            _ if self.pure || is_dense(self.to) => self.to,
+            (Target::SafeTensors, _) => stored,
+            (Target::Gguf, _) if is_head => {
+                let safe = by_name("q8_0")?;
+                if safe.row_bytes(1024) > self.to.row_bytes(1024) { safe } else { self.to }
+            }
+            (Target::Gguf, _) => self.to,
+        })
+    }
+}
+
+impl Target {
+    /// Its name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SafeTensors => "safetensors",
+            Self::Gguf => "GGUF",
+        }
+    }
+
+    /// Whether files of this kind can hold the format.
+    pub fn holds(self, format: &dyn AnyFormat) -> bool {
+        let ggml = GgmlType::by_name(format.name()).is_some();
+        match self {
+            Self::SafeTensors => !ggml || is_dense(format),
+            Self::Gguf => ggml,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Whether each number is coded by itself, so that the format suits vectors too.
+pub(crate) fn is_dense(format: &dyn AnyFormat) -> bool {
+    ["f32", "f16", "bf16"].contains(&format.name())
+}

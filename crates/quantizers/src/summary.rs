@@ -1,0 +1,46 @@
+use lathe_base::{Bytes, Seconds};
+use serde::Serialize;
+
+use crate::Target;
+
+/// What [`crate::quantize`] did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// The quantizer's name.
+    pub quantizer: &'static str,
+    /// The format of the matrices inside the layers.
+    pub format: &'static str,
+    /// The container that was written.
+    pub target: Target,
+    /// Bytes of all tensors before.
+    pub bytes_in: Bytes,
+    /// Bytes of all tensors after, as coded: what the engine will hold.
+    pub bytes_out: Bytes,
+    /// Stored bits per parameter after, embeddings, head and vectors included.
+    pub bits_per_weight: f64,
+    /// How long it took, without what an interrupted run had done before.
+    pub took: Seconds,
+    /// Tensors taken over from an interrupted run.
+    pub resumed: usize,
+    /// What a reader should know: tensors that got another format than the one asked for.
+    pub notes: Vec<String>,
+    /// Every tensor, in the order of the file.
+    pub tensors: Vec<Done>,
+}
+
+/// One tensor that was made.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Done {
+    /// Its name in the result.
+    pub name: String,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Its format in the result.
+    pub format: &'static str,
+    /// Its coded bytes.
+    pub bytes: Bytes,
+    /// Mean square of (weight − coded weight); 0 where nothing was lost.
+    pub mean_square_error: f64,
+    /// Mean square of the weights, to hold the error against.
+    pub mean_square: f64,
+}
