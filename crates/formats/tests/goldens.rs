@@ -33,7 +33,7 @@ fn ggml_formats_equal_gguf_py_to_the_byte() {
             [("Q8_0", "q8_0"), ("Q5_0", "q5_0"), ("Q4_0", "q4_0"), ("F16", "f16"), ("BF16", "bf16")]
         {
             if !reaches(format(ours), input) {
-                assert_eq!((name, ours), ("huge", "f16"));
+                assert_eq!(name, "huge");
                 continue;
             }
             let coded = encode(ours, input);
@@ -45,7 +45,7 @@ fn ggml_formats_equal_gguf_py_to_the_byte() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 9 * 5 - 1);
+    assert_eq!(compared, 9 * 5 - 4);
 }
 
 #[test]

@@ -20,7 +20,8 @@ impl Tensors {
         let path = format!("{}/../../goldens/{name}", env!("CARGO_MANIFEST_DIR"));
         let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-        let header: BTreeMap<String, Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        let header: BTreeMap<String, Value> =
+            serde_json::from_slice(&bytes[8..8 + length]).unwrap();
         let data = &bytes[8 + length..];
         let numbers = |v: &Value| -> Vec<usize> { serde_json::from_value(v.clone()).unwrap() };
         let tensor = |v: &Value| {
