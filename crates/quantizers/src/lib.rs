@@ -6,6 +6,8 @@
 //! chosen is a [`Quantizer`]'s.
 
 mod error;
+mod fingerprint;
+mod job;
 mod measure;
 mod plan;
 mod quantizer;
@@ -14,6 +16,7 @@ mod source;
 mod summary;
 
 pub use error::Error;
+pub use job::{About, Job, quantize};
 pub use plan::{Input, Plan, Planned};
 pub use quantizer::{Needs, Quantizer, Rtn, Stats};
 pub use recipe::{Recipe, Target};

@@ -44,17 +44,12 @@ impl Numbers {
         Ok(Self { parts, rows, cols })
     }
 
-    /// The one stored matrix that these numbers are, unchanged, if they are.
-    pub(crate) fn unchanged(&self) -> Option<&Blocks> {
+    /// The one stored matrix that these numbers are, if they are in `format` already and in order.
+    pub(crate) fn in_order(&self, format: &dyn AnyFormat) -> Option<&Blocks> {
         match self.parts.as_slice() {
-            [Part { blocks, order: None }] => Some(blocks),
+            [Part { blocks, order: None }] if blocks.format.name() == format.name() => Some(blocks),
             _ => None,
         }
-    }
-
-    /// The format that they are stored in.
-    pub(crate) fn format(&self) -> Option<&'static dyn AnyFormat> {
-        self.parts.first().map(|part| part.blocks.format)
     }
 }
 

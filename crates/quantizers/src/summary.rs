@@ -39,8 +39,11 @@ pub struct Done {
     pub format: &'static str,
     /// Its coded bytes.
     pub bytes: Bytes,
-    /// Mean square of (weight − coded weight); 0 where nothing was lost.
-    pub mean_square_error: f64,
+    /// Whether it is the source's, byte for byte.
+    pub copied: bool,
+    /// Mean square of (weight − coded weight); `None` where it was not measured, be it because
+    /// nothing was asked, nothing changed, or an earlier run had made the tensor.
+    pub mean_square_error: Option<f64>,
     /// Mean square of the weights, to hold the error against.
-    pub mean_square: f64,
+    pub mean_square: Option<f64>,
 }

@@ -149,8 +149,28 @@ fn rope_factors(spec: &Spec) -> Vec<Tensor> {
 }
 
 /// By how much the scaling divides each plain frequency.
+///
+/// Llama 3's are computed in f32 in the steps of llama.cpp's converter, so that the files are the
+/// same to the bit.
 fn divisors(rope: &Rope) -> Vec<f32> {
-    let plain = Rope { scaling: Scaling::None, ..rope.clone() }.frequencies(0).inverse;
-    let scaled = rope.frequencies(0).inverse;
-    plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled).collect()
+    let Scaling::Llama3 { factor, low, high, original } = rope.scaling else {
+        let plain = Rope { scaling: Scaling::None, ..rope.clone() }.frequencies(0).inverse;
+        let scaled = rope.frequencies(0).inverse;
+        return plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled).collect();
+    };
+    let original = original as f64;
+    let divisor = |pair: usize| {
+        let exponent = (2 * pair) as f32 / rope.dims as f32;
+        let frequency = 1.0 / (rope.theta as f32).powf(exponent);
+        let wavelength = 2.0 * std::f32::consts::PI / frequency;
+        if f64::from(wavelength) < original / high {
+            1.0
+        } else if f64::from(wavelength) > original / low {
+            factor as f32
+        } else {
+            let smooth = (original as f32 / wavelength - low as f32) / (high - low) as f32;
+            1.0 / ((1.0 - smooth) / factor as f32 + smooth)
+        }
+    };
+    (0..rope.dims / 2).map(divisor).collect()
 }
