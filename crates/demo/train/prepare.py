@@ -177,6 +177,61 @@ def question_chats(path):
         yield messages
 
 
+def tokenizer_sample(sources):
+    """What the tokenizer learns from: simple English whole, and the beginnings of old books."""
+    sample = [t for n in ("tinystories", "cased", "storybooks", "aesop", "simplestories") for t in sources[n]]
+    sample += [t[:40_000] for t in sources["fairytales"] + sources["books"]]
+    return sample + [text for pair in GREETINGS for text in pair]
+
+
+def pack_plain(name, texts, tok, rng):
+    pack = Packer(tok)
+    for text in texts:
+        # Files write paragraphs with one newline or with a blank line: be at home in both.
+        if name in ("tinystories", "cased") and rng.random() < 0.4:
+            text = re.sub(r"\n+", "\n\n", text)
+        pack.plain(text)
+    return pack
+
+
+def conversations(data, sources, rng):
+    """Conversations by source: those that come as such, and those made from stories."""
+    chats = {
+        "chat_stories": [],
+        "chat_fables": [r["messages"] for r in jsonl(data / "chat" / "fables_permissive_prompts.jsonl")],
+        "chat_persona": [r["messages"][:10] for r in jsonl(data / "chat" / "synthetic_persona_chat.jsonl")],
+        "chat_questions": list(question_chats(data / "chat" / "fairytaleqa.jsonl")),
+        "chat_greetings": list(greeting_chats(rng, 400)),
+    }
+    for name in ("tinystories", "cased", "simplestories", "storybooks", "aesop"):
+        for text in sources[name]:
+            if len(text) < 1900:
+                chats["chat_stories"] += chats_from_story(text, rng, titled=name in ("storybooks", "aesop"))
+    return chats
+
+
+def pack_chat(name, chats, tok, rng):
+    pack = Packer(tok)
+    learn = ("user", "assistant") if name in ("chat_persona", "chat_questions") else ("assistant",)
+    for messages in chats:
+        if name in ("chat_stories", "chat_greetings") and rng.random() < 0.15:
+            messages = [{"role": "system", "content": rng.choice(SYSTEMS)}] + messages
+        pack.chat(messages, learn)
+    return pack
+
+
+def pack_held(held, tok, rng):
+    """The validation sets: the first held-out stories, and one request for each of them."""
+    texts = [s.strip() for s in re.split(r"^<\|endoftext\|>\s*$|\n\n(?=Once upon)", held, flags=re.M)]
+    valid, chat = Packer(tok), Packer(tok)
+    for text in texts[1:161]:  # the file begins in the middle of a story
+        text = re.sub(r"\n+", "\n", text)
+        valid.plain(text)
+        for messages in chats_from_story(text, rng, count=1):
+            chat.chat(messages)
+    return {"valid": valid, "valid_chat": chat}
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--data", type=pathlib.Path, required=True)
@@ -188,52 +243,18 @@ def main():
 
     held = a.held.read_text(encoding="utf-8")
     sources = read_sources(a.data, held)
-    sample = [t for n in ("tinystories", "cased", "storybooks", "aesop", "simplestories") for t in sources[n]]
-    sample += [t[:40_000] for t in sources["fairytales"] + sources["books"]]
-    sample += [text for pair in GREETINGS for text in pair]
-    tok = train_tokenizer(sample)
+    tok = train_tokenizer(tokenizer_sample(sources))
     tok.save(str(a.out / "tokenizer.json"))
 
-    totals = {}
-    for name, texts in sources.items():
-        pack = Packer(tok)
-        for text in texts:
-            # Files write paragraphs with one newline or with a blank line: be at home in both.
-            if name in ("tinystories", "cased") and rng.random() < 0.4:
-                text = re.sub(r"\n+", "\n\n", text)
-            pack.plain(text)
-        totals[name] = pack.save(a.out / f"{name}.npz")
-
-    chats = {
-        "chat_stories": [],
-        "chat_fables": [r["messages"] for r in jsonl(a.data / "chat" / "fables_permissive_prompts.jsonl")],
-        "chat_persona": [r["messages"][:10] for r in jsonl(a.data / "chat" / "synthetic_persona_chat.jsonl")],
-        "chat_questions": list(question_chats(a.data / "chat" / "fairytaleqa.jsonl")),
-        "chat_greetings": list(greeting_chats(rng, 400)),
-    }
-    for name in ("tinystories", "cased", "simplestories", "storybooks", "aesop"):
-        for text in sources[name]:
-            if len(text) < 1900:
-                chats["chat_stories"] += chats_from_story(text, rng, titled=name in ("storybooks", "aesop"))
-    for name, conversations in chats.items():
-        pack = Packer(tok)
-        learn = ("user", "assistant") if name in ("chat_persona", "chat_questions") else ("assistant",)
-        for messages in conversations:
-            if name in ("chat_stories", "chat_greetings") and rng.random() < 0.15:
-                messages = [{"role": "system", "content": rng.choice(SYSTEMS)}] + messages
-            pack.chat(messages, learn)
-        totals[name] = pack.save(a.out / f"{name}.npz")
-
-    held_stories = [s.strip() for s in re.split(r"^<\|endoftext\|>\s*$|\n\n(?=Once upon)", held, flags=re.M)][1:]
-    valid, talk = Packer(tok), Packer(tok)
-    for text in held_stories[:160]:
-        text = re.sub(r"\n+", "\n", text)
-        valid.plain(text)
-        for messages in chats_from_story(text, rng, count=1):
-            talk.chat(messages)
-    totals["valid"] = valid.save(a.out / "valid.npz")
-    totals["valid_chat"] = talk.save(a.out / "valid_chat.npz")
+    packs = {name: pack_plain(name, texts, tok, rng) for name, texts in sources.items()}
+    packs |= {name: pack_chat(name, chats, tok, rng) for name, chats in conversations(a.data, sources, rng).items()}
+    packs |= pack_held(held, tok, rng)
+    totals = {name: pack.save(a.out / f"{name}.npz") for name, pack in packs.items()}
     (a.out / "mix.json").write_text(json.dumps(MIX, indent=1))
+    report(totals)
+
+
+def report(totals):
     for name, (tokens, learnt) in totals.items():
         print(f"{name}: {tokens} tokens, {learnt} with loss")
     for i, phase in enumerate(("while the rate stays", "while it falls")):

@@ -200,6 +200,21 @@ def chats_from_story(text, rng, titled=False, count=3):
     return [m for m in made if m]
 
 
+def main_subject(text, nouns, who, rng):
+    """Words for what the story is about, to come after `a story about`."""
+    found = clause(text) if rng.random() < 0.4 else theme(text, rng) if rng.random() < 0.15 else None
+    if found:
+        return found
+    if who and rng.random() < 0.3:
+        named = f"{phrase(who[0])} named {who[1]}"
+        more = nouns and nouns[0] != who[0] and rng.random() < 0.4
+        return f"{named} and {phrase(nouns[0])}" if more else named
+    if nouns:
+        say = (lambda n: described(n, text)) if rng.random() < 0.4 else phrase
+        return join([say(n) for n in nouns[: rng.choice((1, 1, 2, 2, 3))]])
+    return None
+
+
 def one_chat(text, title, rng):
     nouns, who, first = topics(text), hero(text), sentences(text)
     dice = rng.random()
@@ -215,16 +230,7 @@ def one_chat(text, title, rng):
             return turn(rng.choice(NEXT).format(x=text[:at].strip()), text[at:])
     if dice < 0.36 and len(nouns) >= 3:
         return turn(rng.choice(WORDS).format(x=join(rng.sample(nouns, 3))), text)
-    subject = clause(text) if rng.random() < 0.4 else theme(text, rng) if rng.random() < 0.15 else None
-    if subject:
-        pass
-    elif who and rng.random() < 0.3:
-        subject = f"{phrase(who[0])} named {who[1]}"
-        if nouns and nouns[0] != who[0] and rng.random() < 0.4:
-            subject += f" and {phrase(nouns[0])}"
-    elif nouns:
-        say = (lambda n: described(n, text)) if rng.random() < 0.4 else phrase
-        subject = join([say(n) for n in nouns[: rng.choice((1, 1, 2, 2, 3))]])
+    subject = main_subject(text, nouns, who, rng)
     if subject is None:
         return turn(rng.choice(ANY), text) if rng.random() < 0.2 else None
     messages = turn(rng.choice(ABOUT).format(x=subject), text)
