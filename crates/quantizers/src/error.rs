@@ -21,11 +21,24 @@ pub enum Error {
     Encode { tensor: String, source: lathe_formats::Error },
     /// The model could not be understood.
     #[error(transparent)]
-    Model(#[from] lathe_models::Error),
+    Model(Box<lathe_models::Error>),
     /// A file could not be read or written.
     #[error(transparent)]
-    File(#[from] lathe_files::Error),
+    File(Box<lathe_files::Error>),
     /// The user asked to stop.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+}
+
+// Boxed, because they are much larger than what is usually returned.
+impl From<lathe_models::Error> for Error {
+    fn from(error: lathe_models::Error) -> Self {
+        Self::Model(Box::new(error))
+    }
+}
+
+impl From<lathe_files::Error> for Error {
+    fn from(error: lathe_files::Error) -> Self {
+        Self::File(Box::new(error))
+    }
 }
