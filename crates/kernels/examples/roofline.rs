@@ -6,7 +6,9 @@
 use std::{hint::black_box, time::Instant};
 
 use lathe_formats::{AnyFormat, Blocks, FORMATS};
-use lathe_kernels::{Matrix, Pool, matmul};
+use lathe_kernels::{
+    Attention, KvPages, KvType, Matrix, PAGE_TOKENS, Pool, Slot, Span, attention, matmul,
+};
 use lathe_simd::{Isa, LANES, Op};
 
 /// A feed-forward layer of a 1.1 B Llama.
@@ -26,7 +28,9 @@ fn main() {
     let bandwidth = bandwidth(&pool);
     let (ints, floats) = (peak(&pool, IntPeak), peak(&pool, FloatPeak));
     println!("{threads} threads, {}", lathe_kernels::isa_name());
-    println!("peaks: {bandwidth:.1} GB/s, {ints:.0} GOPS of int8, {floats:.0} GFLOPS of f32\n");
+    println!("peaks: {bandwidth:.1} GB/s, {ints:.0} GOPS of int8, {floats:.0} GFLOPS of f32");
+    attend(&pool, bandwidth, floats);
+    println!();
     println!(
         "{:14} {:>16} {:>16} {:>16} {:>10}",
         "", "1 token", "8 tokens", "512 tokens", "repack"
@@ -51,6 +55,42 @@ fn main() {
             100.0 * one / bandwidth,
             100.0 * few / peak,
             100.0 * many / peak,
+        );
+    }
+}
+
+/// Attention of a 1.1 B Llama's layer: a prompt in GFLOPS, and one token late in a text in GB/s of
+/// keys and values.
+fn attend(pool: &Pool, bandwidth: f64, floats: f64) {
+    let (heads, kv_heads, dim, context) = (32, 4, 64, 8192);
+    for kind in [KvType::F32, KvType::F16] {
+        let pages: Vec<u32> = (0..(context / PAGE_TOKENS) as u32).collect();
+        let layers = STREAM / (2 * context * kv_heads * dim * kind.bytes());
+        let mut cache = KvPages::new(kind, layers, pages.len(), kv_heads, dim).expect("memory");
+        let row = vec![0.5; kv_heads * dim];
+        for layer in 0..layers {
+            for i in 0..context {
+                let slot = Slot { page: pages[i / PAGE_TOKENS], offset: i % PAGE_TOKENS };
+                cache.write(layer, slot, &row, &row);
+            }
+        }
+        let time = |t: usize, start: usize| {
+            let (q, mut out) = (vec![0.1; t * heads * dim], vec![0.0; t * heads * dim]);
+            let spans = [Span { rows: 0..t, start, pages: &pages }];
+            let begin = Instant::now();
+            for layer in 0..layers {
+                let what = Attention { layer, heads, scale: 0.1, window: None, soft_cap: None };
+                attention(pool, &what, &cache, &spans, black_box(&q), &mut out);
+            }
+            begin.elapsed().as_secs_f64() / layers as f64
+        };
+        let one = cache.bytes() as f64 / layers as f64 / time(1, context - 1) / 1e9;
+        let many = 4.0 * (512 * 513 / 2 * heads * dim) as f64 / time(512, 0) / 1e9;
+        println!(
+            "attention {kind:?}: one token after {context}: {one:.1} GB/s ({:.0}%), \
+             a prompt of 512: {many:.0} GFLOPS ({:.0}%)",
+            100.0 * one / bandwidth,
+            100.0 * many / floats,
         );
     }
 }

@@ -2,18 +2,19 @@ use std::{cell::RefCell, ops::Range};
 
 use lathe_simd::{Isa, LANES, Op};
 
-use crate::{
-    KvPages, KvType, PAGE_TOKENS, Pool,
-    output::Output,
-    rowwise::{sum, tanh},
-};
+use crate::{KvPages, KvType, PAGE_TOKENS, Pool, output::Output, rowwise::tanh};
 
-/// Vectors of scores per row and page.
-const VECTORS: usize = PAGE_TOKENS / LANES;
+/// Pages of a step of the running softmax; steps start at multiples of it, whoever asks.
+const STEP: usize = 2;
+/// Vectors of scores per row and page, and per row and step.
+const PAGE_VECTORS: usize = PAGE_TOKENS / LANES;
+const VECTORS: usize = STEP * PAGE_VECTORS;
+/// Positions of a step.
+const STEP_TOKENS: usize = STEP * PAGE_TOKENS;
 /// Query rows of one task: enough to pay for the widening of a page.
 const TASK_ROWS: usize = 64;
-/// Query rows that share the loads of keys and values.
-const ROWS: usize = 4;
+/// Up to so many query rows keys and values are widened on their way, not beforehand.
+const DIRECT_ROWS: usize = 8;
 
 /// Attention of one layer.
 #[derive(Clone, Copy, Debug)]
@@ -96,18 +97,35 @@ thread_local! {
 /// Kept from call to call.
 #[derive(Default)]
 struct Scratch {
-    /// `[K, PAGE_TOKENS]` and `[PAGE_TOKENS, K]`, widened.
+    wide: Wide,
+    rows: Rows,
+}
+
+/// `[K, PAGE_TOKENS]` and `[PAGE_TOKENS, K]` of each page of a step, widened.
+#[derive(Default)]
+struct Wide {
     keys: Vec<f32>,
     values: Vec<f32>,
+}
+
+/// What is known of each query row.
+#[derive(Default)]
+struct Rows {
     /// Scaled queries `[M, K]`, where M is tokens × group.
     queries: Vec<f32>,
     /// `[M, K]`
     sums: Vec<f32>,
-    /// `[M, PAGE_TOKENS]`
-    scores: Vec<[[f32; LANES]; VECTORS]>,
-    /// Running maximum and total of each row.
-    state: Vec<(f32, f32)>,
+    /// `[M, STEP_TOKENS]`
+    scores: Vec<Scores>,
+    /// Running maximum of each row, in whole vectors.
+    tops: Vec<f32>,
+    /// The factors that bring older sums down to a new maximum.
+    shrinks: Vec<f32>,
+    /// Running total of each row, lane by lane.
+    totals: Vec<[f32; LANES]>,
 }
+
+type Scores = [[f32; LANES]; VECTORS];
 
 /// `count` tokens of one sequence, and the query heads of one KV head.
 struct Tile<'a> {
@@ -133,42 +151,29 @@ impl Op for Run<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { tile, q, out, scratch } = self;
-        let dim = tile.cache.head_dim();
-        let rows = tile.count * tile.group;
         tile.gather(q, scratch);
         let last = tile.start + tile.count - 1;
-        let window = tile.what.window.unwrap_or(usize::MAX).max(1);
-        let first = (tile.start + 1).saturating_sub(window);
-        for page in first / PAGE_TOKENS..=last / PAGE_TOKENS {
-            let (keys, values) = tile.cache.head(tile.what.layer, tile.pages[page], tile.head);
-            let seen = PAGE_TOKENS.min(last + 1 - page * PAGE_TOKENS);
-            widen(isa, tile.cache.kind(), keys, &mut scratch.keys);
-            widen(
-                isa,
-                tile.cache.kind(),
-                &values[..seen * values.len() / PAGE_TOKENS],
-                &mut scratch.values,
-            );
-            scores(isa, scratch, rows, dim);
-            if let Some(cap) = tile.what.soft_cap {
-                cap_scores(isa, &mut scratch.scores[..rows], cap);
+        let first = (tile.start + 1).saturating_sub(tile.window());
+        for step in first / STEP_TOKENS..=last / STEP_TOKENS {
+            let pages = (step * STEP).max(first / PAGE_TOKENS)
+                ..(step * STEP + STEP).min(last / PAGE_TOKENS + 1);
+            if tile.rows() <= DIRECT_ROWS {
+                match tile.cache.kind() {
+                    KvType::F32 => tile.step::<I, InF32>(isa, step, pages, scratch),
+                    KvType::F16 => tile.step::<I, InF16>(isa, step, pages, scratch),
+                }
+            } else {
+                tile.step::<I, Widened>(isa, step, pages, scratch);
             }
-            for m in 0..rows {
-                let position = tile.start + m / tile.group;
-                let visible = (position + 1).saturating_sub(window)..position + 1;
-                mask(&mut scratch.scores[m], page * PAGE_TOKENS, visible);
-                let shrink = online(isa, &mut scratch.scores[m], &mut scratch.state[m]);
-                rescale(&mut scratch.sums[m * dim..][..dim], shrink);
-            }
-            weigh(isa, scratch, rows, dim, seen);
         }
-        for m in 0..rows {
+        let dim = tile.cache.head_dim();
+        for m in 0..tile.rows() {
             let (token, head) = (m / tile.group, tile.head * tile.group + m % tile.group);
             let at = ((tile.row + token) * tile.what.heads + head) * dim;
             // SAFETY: this tile's tokens and heads are this task's alone.
             let out = unsafe { out.part(at, dim) };
-            let by = 1.0 / scratch.state[m].1;
-            for (out, sum) in out.iter_mut().zip(&scratch.sums[m * dim..][..dim]) {
+            let by = 1.0 / isa.sum(isa.load(&scratch.rows.totals[m]));
+            for (out, sum) in out.iter_mut().zip(&scratch.rows.sums[m * dim..][..dim]) {
                 *out = sum * by;
             }
         }
@@ -176,10 +181,18 @@ impl Op for Run<'_> {
 }
 
 impl Tile<'_> {
+    fn rows(&self) -> usize {
+        self.count * self.group
+    }
+
+    fn window(&self) -> usize {
+        self.what.window.unwrap_or(usize::MAX).max(1)
+    }
+
     /// Puts the scaled queries side by side and resets the sums.
     fn gather(&self, q: &[f32], scratch: &mut Scratch) {
-        let dim = self.cache.head_dim();
-        let rows = self.count * self.group;
+        let (dim, rows) = (self.cache.head_dim(), self.rows());
+        let Scratch { wide, rows: scratch } = scratch;
         scratch.queries.clear();
         for m in 0..rows {
             let (token, head) = (m / self.group, self.head * self.group + m % self.group);
@@ -188,169 +201,383 @@ impl Tile<'_> {
         }
         scratch.sums.clear();
         scratch.sums.resize(rows * dim, 0.0);
-        scratch.state.clear();
-        scratch.state.resize(rows, (f32::NEG_INFINITY, 0.0));
+        let padded = rows.next_multiple_of(LANES);
+        scratch.tops.clear();
+        scratch.tops.resize(padded, f32::NEG_INFINITY);
+        scratch.shrinks.resize(padded, 0.0);
+        scratch.totals.clear();
+        scratch.totals.resize(rows, [0.0; LANES]);
         scratch.scores.resize(rows, [[0.0; LANES]; VECTORS]);
-        scratch.keys.resize(PAGE_TOKENS * dim, 0.0);
-        scratch.values.resize(PAGE_TOKENS * dim, 0.0);
+        wide.keys.resize(STEP_TOKENS * dim, 0.0);
+        wide.values.resize(STEP_TOKENS * dim, 0.0);
+    }
+
+    /// Takes some pages of a step into account.
+    #[inline(always)]
+    fn step<I: Isa, E: Element>(
+        &self,
+        isa: I,
+        step: usize,
+        pages: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let (dim, rows) = (self.cache.head_dim(), self.rows());
+        let Scratch { wide, rows: scratch } = scratch;
+        let (mut keys, mut values) = ([Page::default(); STEP], [Page::default(); STEP]);
+        let seen_pages = (self.start + self.count).div_ceil(PAGE_TOKENS);
+        let stored = |page: usize| self.cache.head(self.what.layer, self.pages[page], self.head);
+        // Pages of the step that nobody sees keep an empty place.
+        for page in pages {
+            let at = page % STEP;
+            (keys[at].now, values[at].now) = stored(page);
+            if page + STEP < seen_pages {
+                (keys[at].ahead, values[at].ahead) = stored(page + STEP);
+            }
+        }
+        if E::WIDENED {
+            widen_all(self.cache.kind(), &mut keys, &mut wide.keys);
+            widen_all(self.cache.kind(), &mut values, &mut wide.values);
+        }
+        let (queries, scores) = (&scratch.queries, &mut scratch.scores);
+        score_all::<I, E>(isa, &keys, queries, &mut scores[..rows], dim);
+        if let Some(cap) = self.what.soft_cap {
+            cap_scores(isa, &mut scratch.scores[..rows], cap);
+        }
+        self.mask(step * STEP_TOKENS, &mut scratch.scores);
+        online(isa, scratch, rows, dim);
+        let seen = |at: usize| {
+            let first = (step * STEP + at) * PAGE_TOKENS;
+            (self.start + self.count).saturating_sub(first).min(PAGE_TOKENS)
+        };
+        let seen = std::array::from_fn(seen);
+        weigh_all::<I, E>(isa, (&values, seen), &scratch.scores[..rows], &mut scratch.sums, dim);
+    }
+
+    /// Hides what a row may not see, whatever the cache holds there.
+    fn mask(&self, first: usize, scores: &mut [Scores]) {
+        for m in 0..self.rows() {
+            let position = self.start + m / self.group;
+            let visible = (position + 1).saturating_sub(self.window())..position + 1;
+            if visible.start <= first && first + STEP_TOKENS <= visible.end {
+                continue;
+            }
+            let scores = scores[m].as_flattened_mut();
+            let start = visible.start.saturating_sub(first).min(STEP_TOKENS);
+            let end = visible.end.saturating_sub(first).min(STEP_TOKENS);
+            scores[..start].fill(f32::NEG_INFINITY);
+            scores[end.max(start)..].fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
+/// Keys or values of a page and head.
+#[derive(Clone, Copy, Default)]
+struct Page<'a> {
+    now: &'a [u8],
+    /// Those that the next step will read: pages lie too far apart for the machine to foresee.
+    ahead: &'a [u8],
+}
+
+impl Page<'_> {
+    /// Asks for `len` bytes of what comes, from `at` on.
+    #[inline(always)]
+    fn prefetch<I: Isa>(&self, isa: I, at: usize, len: usize) {
+        if !self.ahead.is_empty() {
+            for line in (at..at + len).step_by(64) {
+                isa.prefetch(self.ahead.as_ptr().wrapping_add(line));
+            }
+        }
+    }
+}
+
+/// How keys and values are read.
+trait Element {
+    const BYTES: usize;
+    const WIDENED: bool = false;
+    /// Vector `index` of a page.
+    ///
+    /// # Safety
+    /// The page holds that vector.
+    unsafe fn load<I: Isa>(isa: I, page: &[u8], index: usize) -> I::F;
+}
+
+struct InF32;
+struct InF16;
+/// f32 that has been widened from whatever the cache holds.
+struct Widened;
+
+impl Element for InF32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<I: Isa>(isa: I, page: &[u8], index: usize) -> I::F {
+        // SAFETY: the caller vouches for the vector.
+        isa.load_f32(unsafe { &*page.as_ptr().add(index * 4 * LANES).cast() })
+    }
+}
+
+impl Element for InF16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<I: Isa>(isa: I, page: &[u8], index: usize) -> I::F {
+        // SAFETY: the caller vouches for the vector.
+        isa.load_f16(unsafe { &*page.as_ptr().add(index * 2 * LANES).cast() })
+    }
+}
+
+impl Element for Widened {
+    const BYTES: usize = 4;
+    const WIDENED: bool = true;
+    #[inline(always)]
+    unsafe fn load<I: Isa>(isa: I, page: &[u8], index: usize) -> I::F {
+        // SAFETY: the caller vouches for the vector.
+        unsafe { InF32::load(isa, page, index) }
+    }
+}
+
+fn bytes_of(x: &[f32]) -> &[u8] {
+    // SAFETY: any f32 is four bytes, and bytes have no alignment.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
+}
+
+/// Widens pages into `wide` and reads them from there.
+fn widen_all<'a>(kind: KvType, pages: &mut [Page<'a>; STEP], wide: &'a mut [f32]) {
+    let part = wide.len() / STEP;
+    for (page, to) in pages.iter_mut().zip(wide.chunks_exact_mut(part)) {
+        if !page.now.is_empty() {
+            lathe_simd::run(Widen { kind, from: page.now, to });
+            *page = Page { now: bytes_of(to), ahead: &[] };
+        }
     }
 }
 
 /// Stored numbers as f32.
-#[inline(always)]
-fn widen<I: Isa>(isa: I, kind: KvType, from: &[u8], to: &mut [f32]) {
-    let to = to.as_chunks_mut::<LANES>().0;
-    match kind {
-        KvType::F32 => {
-            for (from, to) in from.as_chunks().0.iter().zip(to) {
-                isa.store(isa.load_f32(from), to);
+struct Widen<'a> {
+    kind: KvType,
+    from: &'a [u8],
+    to: &'a mut [f32],
+}
+
+impl Op for Widen<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let to = self.to.as_chunks_mut::<LANES>().0;
+        match self.kind {
+            KvType::F32 => {
+                for (from, to) in self.from.as_chunks().0.iter().zip(to) {
+                    isa.store(isa.load_f32(from), to);
+                }
             }
-        }
-        KvType::F16 => {
-            for (from, to) in from.as_chunks().0.iter().zip(to) {
-                isa.store(isa.load_f16(from), to);
+            KvType::F16 => {
+                for (from, to) in self.from.as_chunks().0.iter().zip(to) {
+                    isa.store(isa.load_f16(from), to);
+                }
             }
         }
     }
 }
 
-/// `scores[m] = queries[m] · keys`
+/// `scores[m] = queries[m] · keys`; what has no keys is left, to be hidden.
 #[inline(always)]
-fn scores<I: Isa>(isa: I, scratch: &mut Scratch, rows: usize, dim: usize) {
-    let mut m = 0;
-    while m < rows {
-        if m + ROWS <= rows {
-            score_rows::<I, ROWS>(isa, scratch, m, dim);
-            m += ROWS;
-        } else {
-            score_rows::<I, 1>(isa, scratch, m, dim);
-            m += 1;
+fn score_all<I: Isa, E: Element>(
+    isa: I,
+    keys: &[Page<'_>; STEP],
+    queries: &[f32],
+    scores: &mut [Scores],
+    dim: usize,
+) {
+    for (at, keys) in keys.iter().enumerate() {
+        if keys.now.is_empty() {
+            continue;
+        }
+        assert_eq!(keys.now.len(), PAGE_TOKENS * dim * E::BYTES);
+        let mut m = 0;
+        while m < scores.len() {
+            let left = scores.len() - m;
+            let queries = &queries[m * dim..];
+            // Once is enough.
+            let keys = if m == 0 { *keys } else { Page { ahead: &[], ..*keys } };
+            let scores = &mut scores[m..];
+            m += if I::REGISTERS >= 32 && left >= 8 {
+                score_rows::<I, E, 8>(isa, at, keys, queries, scores, dim)
+            } else if left >= 2 {
+                score_rows::<I, E, 2>(isa, at, keys, queries, scores, dim)
+            } else {
+                score_rows::<I, E, 1>(isa, at, keys, queries, scores, dim)
+            };
         }
     }
 }
 
+/// `R` rows against one page.
 #[inline(always)]
-fn score_rows<I: Isa, const R: usize>(isa: I, scratch: &mut Scratch, m: usize, dim: usize) {
-    let keys = scratch.keys.as_chunks::<LANES>().0.as_chunks::<VECTORS>().0;
-    let queries = &scratch.queries[m * dim..(m + R) * dim];
-    let mut total = [[isa.splat(0.0); VECTORS]; R];
-    for (d, keys) in keys.iter().enumerate().take(dim) {
+fn score_rows<I: Isa, E: Element, const R: usize>(
+    isa: I,
+    at: usize,
+    keys: Page<'_>,
+    queries: &[f32],
+    scores: &mut [Scores],
+    dim: usize,
+) -> usize {
+    let queries = &queries[..R * dim];
+    let mut total = [[isa.splat(0.0); PAGE_VECTORS]; R];
+    for d in 0..dim {
+        keys.prefetch(isa, d * PAGE_TOKENS * E::BYTES, PAGE_TOKENS * E::BYTES);
+        let mut loaded = [isa.splat(0.0); PAGE_VECTORS];
+        for v in 0..PAGE_VECTORS {
+            // SAFETY: a page has `dim` times PAGE_VECTORS vectors of keys.
+            loaded[v] = unsafe { E::load(isa, keys.now, d * PAGE_VECTORS + v) };
+        }
         for r in 0..R {
-            let q = isa.splat(queries[r * dim + d]);
-            for v in 0..VECTORS {
-                total[r][v] = isa.fma(q, isa.load(&keys[v]), total[r][v]);
+            // SAFETY: `queries` are R rows of `dim`.
+            let q = isa.splat(unsafe { *queries.get_unchecked(r * dim + d) });
+            for v in 0..PAGE_VECTORS {
+                total[r][v] = isa.fma(q, loaded[v], total[r][v]);
             }
         }
     }
     for r in 0..R {
-        for v in 0..VECTORS {
-            isa.store(total[r][v], &mut scratch.scores[m + r][v]);
+        for v in 0..PAGE_VECTORS {
+            isa.store(total[r][v], &mut scores[r][at * PAGE_VECTORS + v]);
         }
     }
+    R
 }
 
 #[inline(always)]
-fn cap_scores<I: Isa>(isa: I, scores: &mut [[[f32; LANES]; VECTORS]], cap: f32) {
+fn cap_scores<I: Isa>(isa: I, scores: &mut [Scores], cap: f32) {
     for score in scores.as_flattened_mut() {
         let scaled = isa.mul(isa.load(score), isa.splat(1.0 / cap));
         isa.store(isa.mul(tanh(isa, scaled), isa.splat(cap)), score);
     }
 }
 
-/// Hides the positions outside of `visible`, whatever their places in the page hold.
+/// Turns scores into weights relative to the running maximum, and brings older sums down to it.
 #[inline(always)]
-fn mask(scores: &mut [[f32; LANES]; VECTORS], first: usize, visible: Range<usize>) {
-    if visible.start <= first && first + PAGE_TOKENS <= visible.end {
-        return;
-    }
-    for (i, score) in scores.as_flattened_mut().iter_mut().enumerate() {
-        if !visible.contains(&(first + i)) {
-            *score = f32::NEG_INFINITY;
+fn online<I: Isa>(isa: I, scratch: &mut Rows, rows: usize, dim: usize) {
+    let Rows { scores, tops, shrinks, totals, sums, .. } = scratch;
+    for m in 0..rows {
+        let mut highest = isa.splat(tops[m]);
+        for score in &scores[m] {
+            highest = isa.max(isa.load(score), highest);
         }
+        shrinks[m] = isa.max_lane(highest);
     }
-}
-
-/// Turns scores into weights relative to the running maximum; gives the factor for older sums.
-#[inline(always)]
-fn online<I: Isa>(
-    isa: I,
-    scores: &mut [[f32; LANES]; VECTORS],
-    (top, total): &mut (f32, f32),
-) -> f32 {
-    let mut highest = isa.splat(f32::NEG_INFINITY);
-    for score in scores.iter() {
-        highest = isa.max(isa.load(score), highest);
+    // What has seen nothing yet has nothing to bring down, and -inf less -inf must not be taken.
+    for (shrinks, tops) in
+        shrinks.as_chunks_mut::<LANES>().0.iter_mut().zip(tops.as_chunks_mut::<LANES>().0)
+    {
+        let (new, old) = (isa.load(shrinks), isa.load(tops));
+        isa.store(new, tops);
+        let lowest = isa.splat(f32::MIN);
+        isa.store(isa.exp(isa.sub(isa.max(lowest, old), isa.max(lowest, new))), shrinks);
     }
-    let highest = isa.max_lane(highest).max(*top);
-    if highest == f32::NEG_INFINITY {
-        // Nothing of this page is visible.
-        *scores = [[0.0; LANES]; VECTORS];
-        return 1.0;
-    }
-    for score in scores.iter_mut() {
-        isa.store(isa.exp(isa.sub(isa.load(score), isa.splat(highest))), score);
-    }
-    let shrink = if *top == f32::NEG_INFINITY { 0.0 } else { one_exp(isa, *top - highest) };
-    *total = *total * shrink + sum(isa, scores.as_flattened());
-    *top = highest;
-    shrink
-}
-
-#[inline(always)]
-fn one_exp<I: Isa>(isa: I, x: f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    isa.store(isa.exp(isa.splat(x)), &mut lanes);
-    lanes[0]
-}
-
-#[inline(always)]
-fn rescale(sums: &mut [f32], by: f32) {
-    if by != 1.0 {
-        sums.iter_mut().for_each(|sum| *sum *= by);
-    }
-}
-
-/// `sums[m] += scores[m] · values`
-#[inline(always)]
-fn weigh<I: Isa>(isa: I, scratch: &mut Scratch, rows: usize, dim: usize, seen: usize) {
-    let mut m = 0;
-    while m < rows {
-        if m + ROWS <= rows {
-            weigh_rows::<I, ROWS>(isa, scratch, m, dim, seen);
-            m += ROWS;
-        } else {
-            weigh_rows::<I, 1>(isa, scratch, m, dim, seen);
-            m += 1;
+    for m in 0..rows {
+        let top = isa.splat(tops[m].max(f32::MIN));
+        let mut total = isa.mul(isa.load(&totals[m]), isa.splat(shrinks[m]));
+        for score in &mut scores[m] {
+            let weight = isa.exp(isa.sub(isa.load(score), top));
+            isa.store(weight, score);
+            total = isa.add(total, weight);
         }
-    }
-}
-
-#[inline(always)]
-fn weigh_rows<I: Isa, const R: usize>(
-    isa: I,
-    scratch: &mut Scratch,
-    m: usize,
-    dim: usize,
-    seen: usize,
-) {
-    let vectors = dim / LANES;
-    let values = scratch.values.as_chunks::<LANES>().0;
-    for v in 0..vectors {
-        let mut total = [isa.splat(0.0); R];
-        for r in 0..R {
-            let sums = scratch.sums[(m + r) * dim..].as_chunks::<LANES>().0;
-            total[r] = isa.load(&sums[v]);
-        }
-        for j in 0..seen {
-            let value = isa.load(&values[j * vectors + v]);
-            for r in 0..R {
-                let weight = isa.splat(scratch.scores[m + r].as_flattened()[j]);
-                total[r] = isa.fma(weight, value, total[r]);
+        isa.store(total, &mut totals[m]);
+        if shrinks[m] != 1.0 {
+            let by = isa.splat(shrinks[m]);
+            for sum in sums[m * dim..][..dim].as_chunks_mut::<LANES>().0 {
+                isa.store(isa.mul(isa.load(sum), by), sum);
             }
         }
-        for r in 0..R {
-            let sums = scratch.sums[(m + r) * dim..].as_chunks_mut::<LANES>().0;
-            isa.store(total[r], &mut sums[v]);
+    }
+}
+
+/// `sums[m] += scores[m] · values`, for the first `seen` tokens of each page.
+#[inline(always)]
+fn weigh_all<I: Isa, E: Element>(
+    isa: I,
+    values: (&[Page<'_>; STEP], [usize; STEP]),
+    scores: &[Scores],
+    sums: &mut [f32],
+    dim: usize,
+) {
+    for values in values.0.iter().filter(|values| !values.now.is_empty()) {
+        assert_eq!(values.now.len(), PAGE_TOKENS * dim * E::BYTES);
+    }
+    let mut m = 0;
+    while m < scores.len() {
+        let left = scores.len() - m;
+        let first = m == 0;
+        let (scores, sums) = (&scores[m..], &mut sums[m * dim..]);
+        m += if I::REGISTERS >= 32 && left >= 4 {
+            weigh_rows::<I, E, 4>(isa, values, scores, sums, (dim, first))
+        } else {
+            weigh_rows::<I, E, 1>(isa, values, scores, sums, (dim, first))
+        };
+    }
+}
+
+/// `R` rows, four vectors of the head at once.
+#[inline(always)]
+fn weigh_rows<I: Isa, E: Element, const R: usize>(
+    isa: I,
+    values: (&[Page<'_>; STEP], [usize; STEP]),
+    scores: &[Scores],
+    sums: &mut [f32],
+    (dim, first): (usize, bool),
+) -> usize {
+    let vectors = dim / LANES;
+    let mut v = 0;
+    while v < vectors {
+        v += if v + 4 <= vectors {
+            weigh_tile::<I, E, R, 4>(isa, values, scores, sums, (dim, v, first && v == 0))
+        } else {
+            weigh_tile::<I, E, R, 1>(isa, values, scores, sums, (dim, v, first && v == 0))
+        };
+    }
+    R
+}
+
+/// `R` rows times vectors `v .. v + V` of the head; the `first` tile asks for what comes.
+#[inline(always)]
+fn weigh_tile<I: Isa, E: Element, const R: usize, const V: usize>(
+    isa: I,
+    (values, seen): (&[Page<'_>; STEP], [usize; STEP]),
+    scores: &[Scores],
+    sums: &mut [f32],
+    (dim, v, first): (usize, usize, bool),
+) -> usize {
+    let vectors = dim / LANES;
+    let scores = &scores[..R];
+    let mut total = [[isa.splat(0.0); V]; R];
+    for r in 0..R {
+        let sums = sums[r * dim..].as_chunks::<LANES>().0;
+        for i in 0..V {
+            total[r][i] = isa.load(&sums[v + i]);
         }
     }
+    for (at, values) in values.iter().enumerate() {
+        let seen = if values.now.is_empty() { 0 } else { seen[at] };
+        for j in 0..seen {
+            if first {
+                values.prefetch(isa, j * dim * E::BYTES, dim * E::BYTES);
+            }
+            let mut loaded = [isa.splat(0.0); V];
+            for i in 0..V {
+                // SAFETY: a page has PAGE_TOKENS times `vectors` vectors of values.
+                loaded[i] = unsafe { E::load(isa, values.now, j * vectors + v + i) };
+            }
+            for r in 0..R {
+                let weight = isa.splat(scores[r].as_flattened()[at * PAGE_TOKENS + j]);
+                for i in 0..V {
+                    total[r][i] = isa.fma(weight, loaded[i], total[r][i]);
+                }
+            }
+        }
+    }
+    for r in 0..R {
+        let sums = sums[r * dim..].as_chunks_mut::<LANES>().0;
+        for i in 0..V {
+            isa.store(total[r][i], &mut sums[v + i]);
+        }
+    }
+    V
 }

@@ -134,10 +134,10 @@ impl<W: Weight> Op for Product<'_, W> {
     fn run<I: Isa>(self, isa: I) {
         // Accumulators, one row's weights and one token's inputs must fit in the registers.
         let wide = if I::REGISTERS >= 32 { 6 } else { 2 };
-        let rows = if I::REGISTERS >= 32 { ROWS } else { 2 };
         let mut token = 0;
         while token < self.strip.t {
             let n = wide.min(self.strip.t - token);
+            let rows = if I::REGISTERS >= 32 || n == 1 { ROWS } else { 2 };
             let mut row = 0;
             while row < self.strip.count {
                 let r = if self.strip.count - row >= rows { rows } else { 1 };
@@ -232,6 +232,10 @@ unsafe fn step<I: Isa, W: Weight, const R: usize, const N: usize>(
         let mut weights = [isa.splat(0.0); R];
         for r in 0..R {
             weights[r] = W::load(isa, w.0.add(r * w.1));
+            if N == 1 {
+                // A single token streams through rows too short for the machine to foresee.
+                isa.prefetch(w.0.wrapping_add((r + R) * w.1));
+            }
         }
         for n in 0..N {
             let x = isa.load(&*x.0.add(n * x.1).cast());

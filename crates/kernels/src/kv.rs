@@ -1,6 +1,6 @@
 use half::f16;
 
-use crate::Error;
+use crate::{Error, memory::Room};
 
 /// Tokens of a page. Pages start at positions that are multiples of it.
 pub const PAGE_TOKENS: usize = 32;
@@ -44,7 +44,7 @@ pub struct KvPages {
     pages: usize,
     kv_heads: usize,
     head_dim: usize,
-    data: Vec<u8>,
+    data: Room,
 }
 
 impl KvPages {
@@ -67,7 +67,7 @@ impl KvPages {
             .iter()
             .try_fold(head, |product, n| product.checked_mul(*n))
             .unwrap_or(usize::MAX);
-        let data = zeroed(bytes).ok_or(Error::KvMemory { bytes, layers, pages })?;
+        let data = Room::new(bytes).ok_or(Error::KvMemory { bytes, layers, pages })?;
         Ok(Self { kind, layers, pages, kv_heads, head_dim, data })
     }
 
@@ -138,14 +138,6 @@ impl KvPages {
         assert!(layer < self.layers && page < self.pages && head < self.kv_heads);
         ((layer * self.pages + page) * self.kv_heads + head) * self.head_bytes()
     }
-}
-
-/// Zeros that the system hands out when they are first touched.
-fn zeroed(bytes: usize) -> Option<Vec<u8>> {
-    // `vec![0; n]` asks for zeroed memory, which is not touched here, but aborts where there is
-    // none; a reservation of the same size finds that out first.
-    Vec::<u8>::new().try_reserve_exact(bytes).ok()?;
-    Some(vec![0; bytes])
 }
 
 fn put(kind: KvType, to: &mut [u8], index: usize, x: f32) {

@@ -12,6 +12,7 @@ mod gate;
 mod kv;
 mod matmul;
 mod matrix;
+mod memory;
 mod norm;
 mod output;
 mod panels;

@@ -117,10 +117,12 @@ fn every_format_multiplies_like_its_decoded_weights_on_every_instruction_set() {
     }
 }
 
+type Pattern = fn(usize) -> f32;
+
 #[test]
 fn extreme_codes_and_inputs_neither_overflow_nor_saturate() {
     let signs = |n: usize| if n.is_multiple_of(2) { 1.0 } else { -1.0 };
-    let patterns: [(&str, fn(usize) -> f32); 5] = [
+    let patterns: [(&str, Pattern); 5] = [
         ("zeros", |_| 0.0),
         ("all highest", |_| 100.0),
         ("all lowest", |_| -100.0),

@@ -24,14 +24,16 @@ impl<'a> Activations<'a> {
         t * subs * TOKEN_SUB
     }
 
-    /// Rounds `x` `[t, cols]`, padded with zeros to `subs` sub-blocks, in tiles of `tile` tokens.
+    /// Rounds `x` `[t, cols]`, padded with zeros to `subs` sub-blocks, in tiles of at most `most`
+    /// tokens that are as even as can be.
     pub(super) fn quantize(
         pool: &Pool,
         x: &[f32],
-        (t, subs, tile): (usize, usize, usize),
+        (t, subs, most): (usize, usize, usize),
         kind: Kind,
         room: &'a mut [u8],
     ) -> Self {
+        let tile = t.div_ceil(t.div_ceil(most));
         let token = subs * TOKEN_SUB;
         let cols = x.len() / t;
         let out = Output::new(room);

@@ -6,7 +6,7 @@ use std::{cell::RefCell, marker::PhantomData};
 use lathe_simd::{Isa, LANES, Op};
 
 use super::{
-    Panels, SUB,
+    Panels, SUB, Shape,
     kind::{Codes, Head, Layout, with_layout},
     product::store_rows,
 };
@@ -20,11 +20,12 @@ thread_local! {
 /// `out = x · wᵀ` in f32.
 pub(super) fn matmul(pool: &Pool, w: &Panels, x: &[f32], t: usize, out: &mut [f32]) {
     let out = Output::new(out);
-    pool.run(w.count(), &|panel| {
+    let shape = &w.shape;
+    pool.run(shape.count(), &|panel| {
         PANEL.with_borrow_mut(|room| {
-            room.resize(w.padded(), [0.0; LANES]);
+            room.resize(shape.subs() * SUB, [0.0; LANES]);
             let strip = Strip { w, x, t, panel, room, out };
-            with_layout!(w.kind, K => lathe_simd::run(Exact::<K>(strip, PhantomData)));
+            with_layout!(shape.kind, K => lathe_simd::run(Exact::<K>(strip, PhantomData)));
         });
     });
 }
@@ -70,7 +71,7 @@ impl Strip<'_> {
     /// The panel times `N` tokens.
     #[inline(always)]
     fn tile<I: Isa, const N: usize>(&self, isa: I, token: usize) {
-        let cols = self.w.cols;
+        let Shape { cols, rows, .. } = self.w.shape;
         let inputs = &self.x[token * cols..(token + N) * cols];
         let mut sums = [isa.splat(0.0); N];
         for (col, weights) in self.room[..cols].iter().enumerate() {
@@ -82,7 +83,7 @@ impl Strip<'_> {
             }
         }
         for n in 0..N {
-            store_rows(isa, sums[n], self.w.rows, self.panel, token + n, &self.out);
+            store_rows(isa, sums[n], rows, self.panel, token + n, &self.out);
         }
     }
 }
@@ -90,7 +91,8 @@ impl Strip<'_> {
 /// Writes a panel's weights to `room`, column after column.
 #[inline(always)]
 fn decode<I: Isa, K: Layout>(isa: I, w: &Panels, panel: usize, room: &mut [[f32; LANES]]) {
-    let panel = &w.data()[panel * w.panel_bytes()..][..w.panel_bytes()];
+    let Panels { shape: w, data } = w;
+    let panel = &data[panel * w.panel_bytes()..][..w.panel_bytes()];
     let (groups, tail) = panel.split_at(w.groups * w.group_bytes());
     let row_scales = match tail.first_chunk() {
         Some(tail) if !K::Head::SCALES => isa.load_f32(tail),
@@ -138,10 +140,11 @@ impl Op for DecodeRow<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { panels, row, out } = self;
-        assert!(row < panels.rows && out.len() == panels.cols);
+        let shape = &panels.shape;
+        assert!(row < shape.rows && out.len() == shape.cols);
         PANEL.with_borrow_mut(|room| {
-            room.resize(panels.padded(), [0.0; LANES]);
-            with_layout!(panels.kind, K => decode::<I, K>(isa, panels, row / LANES, room));
+            room.resize(shape.subs() * SUB, [0.0; LANES]);
+            with_layout!(shape.kind, K => decode::<I, K>(isa, panels, row / LANES, room));
             for (out, weights) in out.iter_mut().zip(room.iter()) {
                 *out = weights[row % LANES];
             }

@@ -13,19 +13,28 @@ mod kind;
 mod pack;
 mod product;
 
+use std::sync::Arc;
+
 use lathe_formats::Blocks;
 use lathe_simd::LANES;
 
-use crate::{Error, Pool, Precision};
+use crate::{Error, Pool, Precision, memory::Room};
 
 pub(crate) use kind::Kind;
 
 /// Columns of a sub-block, and of activations that share a scale.
 pub(crate) const SUB: usize = 32;
 
-/// Weights as panels.
+/// Weights as panels. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Panels {
+    shape: Shape,
+    data: Arc<Room>,
+}
+
+/// Where things are in panels.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
     kind: Kind,
     /// Sub-blocks per group.
     group: usize,
@@ -33,33 +42,11 @@ pub(crate) struct Panels {
     groups: usize,
     rows: usize,
     cols: usize,
-    lines: Vec<Line>,
 }
 
-/// Panels start where cache lines do.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-impl Panels {
-    /// Repacks `blocks`, if their format has a panel kind.
-    pub(crate) fn pack(pool: &Pool, blocks: &Blocks) -> Option<Result<Self, Error>> {
-        let source = pack::Source::of(blocks)?;
-        Some(pack::pack(pool, &source))
-    }
-
-    /// Room for `rows` × `cols` weights, zeroed.
-    fn empty(kind: Kind, group: usize, blocks: &Blocks) -> Result<Self, Error> {
-        let (rows, cols) = (blocks.rows, blocks.cols);
-        let groups = cols.div_ceil(SUB * group);
-        let mut panels = Self { kind, group, groups, rows, cols, lines: Vec::new() };
-        let lines = panels.panel_bytes() / 64 * panels.count();
-        let bytes = lines * 64;
-        let format = blocks.format.name();
-        let refused = |_| Error::Memory { format, rows, cols, bytes };
-        panels.lines.try_reserve_exact(lines).map_err(refused)?;
-        panels.lines.resize(lines, Line([0; 64]));
-        Ok(panels)
+impl Shape {
+    fn new(kind: Kind, group: usize, rows: usize, cols: usize) -> Self {
+        Self { kind, group, groups: cols.div_ceil(SUB * group), rows, cols }
     }
 
     /// Panels, the last one perhaps not full.
@@ -67,9 +54,9 @@ impl Panels {
         self.rows.div_ceil(LANES)
     }
 
-    /// Columns with the padding of the last group.
-    fn padded(&self) -> usize {
-        self.groups * self.group * SUB
+    /// Sub-blocks of a panel.
+    fn subs(&self) -> usize {
+        self.groups * self.group
     }
 
     fn group_bytes(&self) -> usize {
@@ -79,20 +66,17 @@ impl Panels {
     fn panel_bytes(&self) -> usize {
         (self.groups * self.group_bytes() + self.kind.tail_bytes()).next_multiple_of(64)
     }
+}
+
+impl Panels {
+    /// Repacks `blocks`, if their format has a panel kind.
+    pub(crate) fn pack(pool: &Pool, blocks: &Blocks) -> Option<Result<Self, Error>> {
+        let source = pack::Source::of(blocks)?;
+        Some(pack::pack(pool, &source))
+    }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.lines.len() * 64
-    }
-
-    fn data(&self) -> &[u8] {
-        // SAFETY: a line is 64 bytes without padding.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.bytes()) }
-    }
-
-    fn data_mut(&mut self) -> &mut [u8] {
-        let bytes = self.bytes();
-        // SAFETY: a line is 64 bytes without padding, and any bytes are a line.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), bytes) }
+        self.data.len()
     }
 
     /// `out = x · wᵀ`; see [`crate::matmul`].

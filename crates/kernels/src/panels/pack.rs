@@ -1,8 +1,10 @@
+use std::sync::Arc;
+
 use lathe_formats::{Blocks, Nested};
 use lathe_simd::LANES;
 
-use super::{Kind, Panels, SUB};
-use crate::{Error, Pool, output::Output};
+use super::{Kind, Panels, SUB, Shape};
+use crate::{Error, Pool, memory::Room, output::Output};
 
 /// Where the codes of a format are read from.
 pub(super) struct Source<'a> {
@@ -137,29 +139,19 @@ fn split_halves(nibbles: &[u8], codes: &mut [u8]) {
 
 /// Repacks all rows, a panel per task.
 pub(super) fn pack(pool: &Pool, source: &Source<'_>) -> Result<Panels, Error> {
-    let mut panels = Panels::empty(source.kind, source.block / SUB, source.blocks)?;
-    let (count, bytes) = (panels.count(), panels.panel_bytes());
-    let shape = panels.shape();
-    let out = Output::new(panels.data_mut());
-    pool.run(count, &|panel| {
+    let Blocks { rows, cols, format, .. } = *source.blocks;
+    let shape = Shape::new(source.kind, source.block / SUB, rows, cols);
+    let panel = shape.panel_bytes();
+    let bytes = panel.saturating_mul(shape.count());
+    let refused = Error::Memory { format: format.name(), rows, cols, bytes };
+    let mut data = Room::huge(bytes).ok_or(refused)?;
+    let out = Output::new(&mut data);
+    pool.run(shape.count(), &|index| {
         // SAFETY: panels do not overlap.
-        let to = unsafe { out.part(panel * bytes, bytes) };
-        pack_panel(source, &shape, panel * LANES, to);
+        let to = unsafe { out.part(index * panel, panel) };
+        pack_panel(source, &shape, index * LANES, to);
     });
-    Ok(panels)
-}
-
-/// What packing has to know of the panels while they are written.
-struct Shape {
-    kind: Kind,
-    groups: usize,
-    group_bytes: usize,
-}
-
-impl Panels {
-    fn shape(&self) -> Shape {
-        Shape { kind: self.kind, groups: self.groups, group_bytes: self.group_bytes() }
-    }
+    Ok(Panels { shape, data: Arc::new(data) })
 }
 
 fn pack_panel(source: &Source<'_>, shape: &Shape, first: usize, to: &mut [u8]) {
@@ -167,8 +159,8 @@ fn pack_panel(source: &Source<'_>, shape: &Shape, first: usize, to: &mut [u8]) {
     let rows = LANES.min(source.blocks.rows - first);
     let mut codes = vec![0; source.block];
     for group in 0..shape.groups {
-        let start = group * shape.group_bytes;
-        let (head, subs) = to[start..start + shape.group_bytes].split_at_mut(kind.head_bytes());
+        let start = group * shape.group_bytes();
+        let (head, subs) = to[start..start + shape.group_bytes()].split_at_mut(kind.head_bytes());
         for lane in 0..rows {
             let row = source.read(first + lane, group, &mut codes);
             if !head.is_empty() {
@@ -181,7 +173,7 @@ fn pack_panel(source: &Source<'_>, shape: &Shape, first: usize, to: &mut [u8]) {
         }
     }
     if kind.tail_bytes() > 0 {
-        let tail = &mut to[shape.groups * shape.group_bytes..];
+        let tail = &mut to[shape.groups * shape.group_bytes()..];
         for lane in 0..rows {
             source.read(first + lane, 0, &mut codes).write(lane, false, tail);
         }

@@ -44,23 +44,24 @@ const fn tile_tokens<I: Isa>() -> usize {
 pub(super) fn matmul(pool: &Pool, w: &Panels, x: &[f32], t: usize, out: &mut [f32]) {
     // Taken out of its cell meanwhile: a task may call in again on this thread.
     let mut room = ROOM.take();
-    let subs = w.groups * w.group;
+    let shape = &w.shape;
+    let subs = shape.subs();
     let need = Activations::bytes(t, subs);
     if room.len() < need {
         room.resize(need, 0);
     }
-    let tile = lathe_simd::run(TileTokens);
-    let x = Activations::quantize(pool, x, (t, subs, tile), w.kind, &mut room);
-    let pairs = w.count().div_ceil(2);
-    let bytes = if t <= tile { STREAM_BYTES } else { TASK_BYTES };
-    let most = (bytes / (2 * w.panel_bytes())).max(1);
+    let most = lathe_simd::run(TileTokens);
+    let x = Activations::quantize(pool, x, (t, subs, most), shape.kind, &mut room);
+    let pairs = shape.count().div_ceil(2);
+    let bytes = if t <= most { STREAM_BYTES } else { TASK_BYTES };
+    let most = (bytes / (2 * shape.panel_bytes())).max(1);
     let per_task = most.min(pairs.div_ceil(4 * pool.threads()));
     let out = Output::new(out);
     pool.run(pairs.div_ceil(per_task), &|task| {
         let first = task * per_task * 2;
-        let last = (first + per_task * 2).min(w.count());
+        let last = (first + per_task * 2).min(shape.count());
         let strip = Strip { w, x: &x, first, last, out };
-        with_layout!(w.kind, K => lathe_simd::run(Product::<K>(strip, std::marker::PhantomData)));
+        with_layout!(shape.kind, K => lathe_simd::run(Product::<K>(strip, std::marker::PhantomData)));
     });
     ROOM.set(room);
 }
@@ -83,7 +84,7 @@ impl<K: Layout> Op for Product<'_, K> {
         let strip = &self.0;
         // Two panels at once where their sums fit in the registers.
         let two = I::REGISTERS >= 32;
-        for token in (0..strip.x.t).step_by(tile_tokens::<I>()) {
+        for token in (0..strip.x.t).step_by(strip.x.tile) {
             let (tile, tokens) = strip.x.tile(token);
             let mut panel = strip.first;
             while panel < strip.last {
@@ -122,10 +123,10 @@ impl Strip<'_> {
     /// `P` panels times `N` tokens.
     #[inline(always)]
     fn tile<I: Isa, K: Layout, const P: usize, const N: usize>(&self, isa: I, at: At<'_>) {
-        let w = self.w;
+        let w = &self.w.shape;
         let panel_bytes = w.panel_bytes();
-        let panels = &w.data()[at.panel * panel_bytes..(at.panel + P) * panel_bytes];
-        assert_eq!(at.tile.len(), w.groups * w.group * N * TOKEN_SUB);
+        let panels = &self.w.data[at.panel * panel_bytes..(at.panel + P) * panel_bytes];
+        assert_eq!(at.tile.len(), w.subs() * N * TOKEN_SUB);
         let mut sums = [[isa.splat(0.0); N]; P];
         let (mut code, mut x) = (panels.as_ptr(), at.tile.as_ptr());
         for _ in 0..w.groups {
