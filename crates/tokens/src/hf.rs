@@ -76,6 +76,11 @@ impl Hf {
         })
     }
 
+    /// The model, normalizer and pre-tokenizer as a `tokenizer.json` writes them.
+    pub(crate) fn to_json(&self) -> Result<Value, String> {
+        serde_json::to_value(&self.inner).map_err(|e| e.to_string())
+    }
+
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }

@@ -6,6 +6,7 @@
 
 mod affixes;
 mod error;
+mod export;
 mod gguf;
 mod hf;
 mod pre;
@@ -22,6 +23,7 @@ mod tokenizer;
 mod vocabulary;
 
 pub use error::Error;
+pub use export::Export;
 pub use prompt::{Prompt, Shown};
 pub use source::Source;
 pub use stream::Stream;

@@ -82,12 +82,19 @@ impl Pre {
     }
 
     /// The one that does what the `pre_tokenizer` of a `tokenizer.json` does.
-    pub(crate) fn matching(pre_tokenizer: &Value, ignore_merges: bool) -> Option<&'static Self> {
+    ///
+    /// Of several names for the same split, one that agrees on whole words and on composing
+    /// characters is preferred.
+    pub(crate) fn matching(
+        pre_tokenizer: &Value,
+        ignore_merges: bool,
+        nfc: bool,
+    ) -> Option<&'static Self> {
         let mut splits = Vec::new();
         collect(pre_tokenizer, &mut splits)?;
         let same = |pre: &&Self| pre.splits.iter().eq(splits.iter());
-        let all = || TABLE.iter().filter(same);
-        all().find(|pre| pre.ignore_merges == ignore_merges).or_else(|| all().next())
+        let fit = |pre: &&Self| (pre.ignore_merges == ignore_merges, pre.nfc == nfc);
+        TABLE.iter().rev().filter(same).max_by_key(fit)
     }
 
     /// As the `pre_tokenizer` of a `tokenizer.json`.
@@ -139,9 +146,10 @@ mod tests {
     #[test]
     fn every_pre_tokenizer_is_found_again_from_its_own_json() {
         for pre in TABLE {
-            let found = Pre::matching(&pre.to_json(), pre.ignore_merges).unwrap();
+            let found = Pre::matching(&pre.to_json(), pre.ignore_merges, pre.nfc).unwrap();
             assert_eq!(found.splits, pre.splits, "{:?}", pre.names);
             assert_eq!(found.ignore_merges, pre.ignore_merges, "{:?}", pre.names);
+            assert_eq!(found.nfc, pre.nfc, "{:?}", pre.names);
         }
     }
 
@@ -161,7 +169,7 @@ mod tests {
             json!({"type": "Metaspace"}),
             json!({"type": "ByteLevel", "add_prefix_space": true}),
         ] {
-            assert_eq!(Pre::matching(&pre, false), None, "{pre}");
+            assert_eq!(Pre::matching(&pre, false, false), None, "{pre}");
         }
     }
 }

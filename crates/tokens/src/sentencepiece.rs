@@ -138,6 +138,11 @@ impl SentencePiece {
         })
     }
 
+    /// Every piece's score, by id.
+    pub(crate) fn scores(&self) -> Vec<f32> {
+        self.pieces.iter().map(|p| p.score).collect()
+    }
+
     /// The first piece of a kind of control token by its usual names.
     pub(crate) fn find(&self, names: &[&str]) -> Option<String> {
         let named = |name: &&str| self.pieces.iter().any(|p| p.text == **name);
@@ -321,9 +326,32 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
     out
 }
 
+/// The bytes of [`base64`]; `None` if it is not.
+pub(crate) fn unbase64(text: &str) -> Option<Vec<u8>> {
+    let text = text.trim_end_matches('=').as_bytes();
+    let mut out = Vec::with_capacity(text.len() / 4 * 3 + 2);
+    for four in text.chunks(4) {
+        let mut bits = 0u32;
+        for c in four {
+            let sextet = match c {
+                b'A'..=b'Z' => c - b'A',
+                b'a'..=b'z' => c - b'a' + 26,
+                b'0'..=b'9' => c - b'0' + 52,
+                b'+' => 62,
+                b'/' => 63,
+                _ => return None,
+            };
+            bits = bits << 6 | u32::from(sextet);
+        }
+        let [_, bytes @ ..] = (bits << (6 * (4 - four.len()))).to_be_bytes();
+        out.extend_from_slice(bytes.get(..four.len() * 3 / 4)?);
+    }
+    Some(out)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::base64;
+    use super::{base64, unbase64};
 
     #[test]
     fn base64_pads_as_the_rfc_says() {
@@ -331,6 +359,7 @@ mod tests {
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
         for (plain, coded) in cases {
             assert_eq!(base64(plain.as_bytes()), coded);
+            assert_eq!(unbase64(coded).unwrap(), plain.as_bytes());
         }
     }
 }

@@ -1,14 +1,18 @@
-use lathe_files::{Checkpoint, gguf::Metadata};
+use lathe_files::{
+    Checkpoint,
+    gguf::{Metadata, Value as Field},
+};
 use serde_json::Value;
 
 use crate::{
-    Error, Prompt, Result, Shown, Source, Stream, TokenKind,
+    Error, Export, Prompt, Result, Shown, Source, Stream, TokenKind,
     affixes::Affixes,
     gguf::Vocab,
     hf::{self, Hf},
-    sentencepiece::SentencePiece,
+    sentencepiece::{Piece, SentencePiece},
     settings::Settings,
     spm::Spm,
+    template::find,
     vocabulary::Vocabulary,
 };
 
@@ -20,6 +24,21 @@ pub struct Tokenizer {
     vocabulary: Vocabulary,
     affixes: Affixes,
     ids: Ids,
+    /// What only an export needs.
+    kept: Kept,
+}
+
+/// What a tokenizer's files say that encoding has no use for, but a GGUF has.
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    /// SentencePiece's scores by id.
+    scores: Option<Vec<f32>>,
+    /// Chat templates by name.
+    templates: Vec<(String, String)>,
+    /// The fields of the GGUF that the tokenizer came from.
+    gguf: Option<Vec<(String, Field)>>,
+    /// The rows of the model's embedding, by its config.
+    rows: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -49,14 +68,27 @@ impl Tokenizer {
     /// The same from the files themselves.
     pub fn from_source(source: &Source) -> Result<Self> {
         let settings = Settings::read(source)?;
-        match source {
+        let mut all = match source {
             Source { json: Some(json), .. } => Self::json("tokenizer.json", json, settings),
             Source { sentencepiece: Some(model), .. } => {
                 Self::sentencepiece("tokenizer.model", model, settings)
             }
             Source { gguf: Some(meta), .. } => Self::gguf(meta, settings),
             _ => Err(Error::Missing { model: source.model.clone() }),
+        }?;
+        all.kept.templates = find::own(source)?.map(|(_, all)| all).unwrap_or_default();
+        let rows = source.model_config.get("vocab_size").and_then(Value::as_u64);
+        all.kept.rows = rows.and_then(|rows| usize::try_from(rows).ok());
+        if let Source { json: Some(_), sentencepiece: Some(model), .. } = source {
+            all.kept.scores = all.scores_of(&SentencePiece::read("tokenizer.model", model)?);
         }
+        Ok(all)
+    }
+
+    /// The scores of a SentencePiece model, if it numbers the same tokens.
+    fn scores_of(&self, model: &SentencePiece) -> Option<Vec<f32>> {
+        let same = |(id, piece): (u32, &Piece)| self.token_text(id) == Some(&piece.text);
+        (0u32..).zip(&model.pieces).all(same).then(|| model.scores())
     }
 
     /// From the bytes of a `tokenizer.json` alone.
@@ -83,7 +115,9 @@ impl Tokenizer {
         if settings.class.is_empty() || settings.class == "LlamaTokenizer" {
             settings.add_bos = settings.add_bos.or(Some(true));
         }
-        Self::hf(file, model.to_json(file, &settings)?, &settings)
+        let mut all = Self::hf(file, model.to_json(file, &settings)?, &settings)?;
+        all.kept.scores = Some(model.scores());
+        Ok(all)
     }
 
     fn gguf(meta: &Metadata, mut settings: Settings) -> Result<Self> {
@@ -105,6 +139,7 @@ impl Tokenizer {
             Self::hf(file, vocab.to_json()?, &settings)?
         };
         all.affixes = vocab.affixes();
+        all.kept.gguf = Some(Vocab::fields(meta));
         Ok(all)
     }
 
@@ -120,8 +155,14 @@ impl Tokenizer {
         affixes: Affixes,
         settings: &Settings,
     ) -> Self {
-        let mut all =
-            Self { file: file.to_owned(), engine, vocabulary, affixes, ids: Ids::default() };
+        let mut all = Self {
+            file: file.to_owned(),
+            engine,
+            vocabulary,
+            affixes,
+            ids: Ids::default(),
+            kept: Kept::default(),
+        };
         let id = |text: &Option<String>| text.as_deref().and_then(|t| all.token_id(t));
         let size = all.vocab_size();
         let known = |id: &u32| (*id as usize) < size;
@@ -292,6 +333,41 @@ impl Tokenizer {
     /// The ids put before a text by `add_special`.
     pub fn prefix(&self) -> &[u32] {
         &self.affixes.before
+    }
+
+    /// The ids put after a text by `add_special`.
+    pub fn suffix(&self) -> &[u32] {
+        &self.affixes.after
+    }
+
+    /// The tokenizer and the model's chat template as GGUF metadata, as [`Tokenizer::export`]
+    /// makes it for as many rows as the model's config gives its embedding.
+    pub fn gguf_metadata(&self) -> Result<Metadata> {
+        Ok(self.export(self.kept.rows.unwrap_or(self.vocab_size()))?.metadata)
+    }
+
+    /// The tokenizer and the model's chat template as GGUF metadata, for an embedding of `rows`
+    /// rows. What came from a GGUF goes back as it was.
+    ///
+    /// **Errors**: [`Error::Unsupported`] where GGUF has no name for what the tokenizer does.
+    pub fn export(&self, rows: usize) -> Result<Export> {
+        if let Some(fields) = &self.kept.gguf {
+            let mut metadata = Metadata::new();
+            fields.iter().for_each(|(key, value)| metadata.set(key, value.clone()));
+            return Ok(Export { metadata, notes: Vec::new() });
+        }
+        match &self.engine {
+            Engine::Hf(hf) => Export::new(self, &self.file, hf, rows),
+            Engine::Spm(_) => Err(Error::unsupported(&self.file, "an export without its fields")),
+        }
+    }
+
+    pub(crate) fn scores(&self) -> Option<&[f32]> {
+        self.kept.scores.as_deref()
+    }
+
+    pub(crate) fn templates(&self) -> &[(String, String)] {
+        &self.kept.templates
     }
 
     /// One more than the highest id. A model's embedding may have more rows, as padding.

@@ -5,10 +5,10 @@ use crate::{Error, Result, Source};
 use super::{DEFAULT, TOOL_USE};
 
 /// Where a template was found, and the templates by name.
-type Found = (String, Vec<(String, String)>);
+pub(crate) type Found = (String, Vec<(String, String)>);
 
 /// A model's own templates, from the first place that has any.
-pub(super) fn own(source: &Source) -> Result<Option<Found>> {
+pub(crate) fn own(source: &Source) -> Result<Option<Found>> {
     if let Some(bytes) = &source.template {
         let file = "chat_template.jinja";
         let text = std::str::from_utf8(bytes).map_err(|e| Error::broken(file, e))?;

@@ -1,7 +1,7 @@
 //! Chat templates: Jinja, as Hugging Face renders it.
 
 mod engine;
-mod find;
+pub(crate) mod find;
 mod formats;
 mod json;
 mod message;
