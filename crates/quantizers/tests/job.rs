@@ -1,121 +1,23 @@
 //! Whole checkpoints through the job: against llama.cpp's converter, against themselves read back,
 //! and interrupted at every tensor.
 
+mod common;
+
 use std::{
     fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use common::{Case, Source, files, out, recipe};
 use lathe_base::{Bytes, Cancelled, Progress, Silent};
-use lathe_files::{Checkpoint, Container, Folder, FolderPlan, gguf::Metadata, write_folder};
+use lathe_files::{Checkpoint, Container};
 use lathe_formats::{FORMATS, by_name};
-use lathe_models::{Config, Kind, Model, Weight};
-use lathe_quantizers::{About, Error, Job, Plan, Recipe, Rtn, Summary, Target, quantize};
-use serde_json::{Value, json};
+use lathe_models::{Kind, Model};
+use lathe_quantizers::{Error, Recipe, Target};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs").join(name)
-}
-
-/// A Llama of two layers that every format fits, written to a folder of its own.
-struct Source {
-    folder: tempfile::TempDir,
-}
-
-impl Source {
-    fn new(tied: bool) -> Self {
-        let config = json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 100,
-            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
-            "max_position_embeddings": 64, "tie_word_embeddings": tied,
-        });
-        let Value::Object(config) = config else { unreachable!("it is an object") };
-        let (arch, spec) = lathe_models::read_config(&Config::new(config.clone())).unwrap();
-        let bf16 = by_name("bf16").unwrap();
-        let planned = |w: &Weight| {
-            let vector = w.kind == Kind::Vector;
-            let shape = if vector { vec![w.cols] } else { vec![w.rows, w.cols] };
-            lathe_files::Planned { name: arch.name(&spec, w.role).name, shape, format: bf16 }
-        };
-        let weights = spec.weights();
-        let tensors: Vec<_> = weights.iter().map(planned).collect();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("source");
-        let target = lathe_files::Target { path: &path, replace: false, fingerprint: "" };
-        let (sides, shard) = (&Folder::None, FolderPlan::SHARD);
-        let plan = FolderPlan { config: &config, sides, tensors: &tensors, shard };
-        let mut writer = write_folder(target, plan).unwrap();
-        for (i, (weight, planned)) in weights.iter().zip(&tensors).enumerate() {
-            let number = |j: usize| ((j * 31 + i * 7 + j * j % 1009) as f32 * 0.7).sin() * 0.05;
-            let numbers: Vec<f32> = (0..weight.len()).map(number).collect();
-            let blocks = bf16.encode(weight.rows, weight.cols, &numbers, 1).unwrap();
-            writer.add(&planned.name, &planned.shape, &blocks).unwrap();
-        }
-        writer.finish().unwrap();
-        Self { folder }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("source")
-    }
-}
-
-fn recipe(format: &str) -> Recipe {
-    Recipe::new(by_name(format).unwrap())
-}
-
-/// An opened source and what it is to become.
-struct Case {
-    checkpoint: Checkpoint,
-    model: Model,
-    plan: Plan,
-    about: About,
-}
-
-impl Case {
-    fn new(source: &Path, recipe: &Recipe) -> Result<Self, Error> {
-        let checkpoint = Checkpoint::open(source)?;
-        let model = Model::read(&checkpoint)?;
-        let plan = Plan::new(&model, &checkpoint, recipe)?;
-        let about = About { name: "Test".to_owned(), tokenizer: Metadata::new() };
-        Ok(Self { checkpoint, model, plan, about })
-    }
-
-    fn run(&self, out: &Path, threads: usize, progress: &dyn Progress) -> Result<Summary, Error> {
-        let job = Job {
-            checkpoint: &self.checkpoint,
-            model: &self.model,
-            plan: &self.plan,
-            out,
-            replace: false,
-            quantizer: &Rtn,
-            threads,
-            measure: true,
-            about: &self.about,
-        };
-        quantize(&job, progress)
-    }
-}
-
-/// Where a case's result goes in a fresh folder.
-fn out(folder: &tempfile::TempDir, plan: &Plan) -> PathBuf {
-    folder.path().join(if plan.target == Target::Gguf { "out.gguf" } else { "out" })
-}
-
-/// All files of a result, by name.
-fn files(out: &Path) -> Vec<(String, Vec<u8>)> {
-    if out.is_file() {
-        return vec![("the file".to_owned(), fs::read(out).unwrap())];
-    }
-    let mut all: Vec<_> = fs::read_dir(out)
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap()))
-        .collect();
-    all.sort();
-    all
 }
 
 /// Says stop before the tensor of this number.
