@@ -206,8 +206,8 @@ mod tests {
 
     #[test]
     fn rows_are_joined_as_the_papers_do() {
-        let texts = text(b" \n = A = \n \n text\n = B = \n", &ReadOptions::default()).unwrap();
-        assert_eq!(texts.joined_as_rows(), "\n\n = A = \n\n\n\n\n text\n\n\n = B = \n");
+        let texts = text(b" \n = A = \n \n text\n \n = B = \n", &ReadOptions::default()).unwrap();
+        assert_eq!(texts.joined_as_rows(), "\n\n = A = \n\n\n\n\n text\n\n\n\n\n = B = \n");
     }
 
     #[test]

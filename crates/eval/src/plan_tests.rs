@@ -83,7 +83,7 @@ fn clipping_is_said_and_what_becomes_equal_is_there_once() {
 
 #[test]
 fn segments_of_the_joined_text_know_their_document() {
-    let text = format!(" = A = \n{}\n = B = \n{}\n", digits(100), digits(100));
+    let text = format!(" = A = \n\n{}\n\n = B = \n\n{}\n", digits(100), digits(100));
     let p = plan(Convention::Windows { context: 20 }, &text, WITHOUT, 100);
     let documents: Vec<usize> = p.segments.iter().map(|s| s.document).collect();
     let turn = documents.iter().position(|&d| d == 1).unwrap();

@@ -13,7 +13,7 @@ pub enum Split {
     EndOfText,
     /// Documents are separated by blank lines.
     BlankLines,
-    /// A line ` = Title = ` begins a document, as in the raw WikiText files.
+    /// A line ` = Title = ` between blank lines begins a document, as in the raw WikiText files.
     Headings,
     /// A line that begins with these words begins a document.
     Prefix(String),
@@ -24,9 +24,7 @@ impl Split {
     pub(crate) fn resolve(&self, text: &str) -> Split {
         match self {
             Split::Auto if text.lines().any(is_end) => Split::EndOfText,
-            Split::Auto if text.lines().filter(|l| is_heading(l)).nth(1).is_some() => {
-                Split::Headings
-            }
+            Split::Auto if starting(text, is_heading).len() > 1 => Split::Headings,
             Split::Auto => Split::Whole,
             other => other.clone(),
         }
@@ -39,7 +37,7 @@ impl Split {
             Split::EndOfText => between(text, is_end),
             Split::BlankLines => between(text, |line| line.trim().is_empty()),
             Split::Headings => starting(text, is_heading),
-            Split::Prefix(words) => starting(text, |line| line.starts_with(&words)),
+            Split::Prefix(words) => starting(text, |lines, i| lines[i].starts_with(&words)),
         };
         parts.into_iter().filter(|part| !part.trim().is_empty()).collect()
     }
@@ -59,11 +57,13 @@ fn between(text: &str, separates: impl Fn(&str) -> bool) -> Vec<&str> {
     parts
 }
 
-/// The runs of lines from one beginning to the next; what precedes the first joins it.
-fn starting(text: &str, begins: impl Fn(&str) -> bool) -> Vec<&str> {
+/// The runs of lines from one beginning to the next; what precedes the first joins it. `begins` is
+/// given all lines and the index of one.
+fn starting(text: &str, begins: impl Fn(&[&str], usize) -> bool) -> Vec<&str> {
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let (mut parts, mut start, mut place) = (Vec::new(), 0, 0);
-    for line in text.split_inclusive('\n') {
-        if begins(line) && !text[start..place].trim().is_empty() {
+    for (i, line) in lines.iter().enumerate() {
+        if begins(&lines, i) && !text[start..place].trim().is_empty() {
             parts.push(&text[start..place]);
             start = place;
         }
@@ -77,11 +77,14 @@ fn is_end(line: &str) -> bool {
     line.trim() == "<|endoftext|>"
 }
 
-/// ` = Title = `, but not the ` = = Section = = ` below it.
-fn is_heading(line: &str) -> bool {
-    let line = line.trim();
-    let title = line.strip_prefix("= ").and_then(|rest| rest.strip_suffix(" ="));
+/// A line ` = Title = ` between blank lines, but not the ` = = Section = = ` below it, nor a line of
+/// an equation that happens to have both signs.
+fn is_heading(lines: &[&str], i: usize) -> bool {
+    let title = lines[i].trim().strip_prefix("= ").and_then(|rest| rest.strip_suffix(" ="));
+    let blank = |line: Option<&&str>| line.is_none_or(|line| line.trim().is_empty());
     title.is_some_and(|t| !t.is_empty() && !t.starts_with('=') && !t.ends_with('='))
+        && blank(i.checked_sub(1).and_then(|before| lines.get(before)))
+        && blank(lines.get(i + 1))
 }
 
 #[cfg(test)]
@@ -96,9 +99,10 @@ mod tests {
 
     #[test]
     fn headings_begin_documents_and_sections_do_not() {
-        let text = " \n = A = \n \n text\n = = s = = \n more\n = B = \n text\n";
-        let parts = Split::Auto.apply(text);
-        assert_eq!(parts, [" \n = A = \n \n text\n = = s = = \n more\n", " = B = \n text\n"]);
+        let first = " \n = A = \n \n text\n \n = = s = = \n \n more\n = 1 , C = \n more\n \n";
+        let text = format!("{first} = B = \n \n text\n");
+        let parts = Split::Auto.apply(&text);
+        assert_eq!(parts, [first, " = B = \n \n text\n"]);
         assert_eq!(parts.concat(), text);
     }
 
