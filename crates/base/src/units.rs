@@ -119,7 +119,15 @@ impl FromStr for Seconds {
 impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = self.0;
-        let digits = |value: f64| if value < 10.0 { 2 } else if value < 100.0 { 1 } else { 0 };
+        let digits = |value: f64| {
+            if value < 10.0 {
+                2
+            } else if value < 100.0 {
+                1
+            } else {
+                0
+            }
+        };
         let text = match s.abs() {
             a if a >= 120.0 => {
                 format!("{} min {:02.0} s", (s / 60.0) as u64, (s % 60.0).floor())

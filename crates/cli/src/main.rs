@@ -1,11 +1,51 @@
-//! The `lathe` program.
+//! The `lathe` program: typed-in options in, calls to the libraries, words and tables out.
 
+mod args;
+mod commands;
+mod exit;
+mod making;
+mod open;
+mod show;
+mod texts;
+mod ui;
+mod walk;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command};
 use clap::Parser;
 
-#[derive(Parser)]
-#[command(name = "lathe", version, about)]
-struct Cli {}
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.global.verbose);
+    let global = &cli.global;
+    let outcome = match cli.command {
+        Command::Optimize(args) => commands::optimize::run(args, global),
+        Command::Report(args) => commands::report::run(args, global),
+        Command::Quantize(args) => commands::quantize::run(args, global),
+        Command::Inspect(args) => commands::inspect::run(args, global),
+        Command::Eval(args) => commands::eval::run(args, global),
+        Command::Bench(args) => commands::bench::run(args, global),
+        Command::Compare(args) => commands::compare::run(args, global),
+        Command::Generate(args) => commands::generate::run(args, global),
+        Command::Chat(args) => commands::chat::run(args, global),
+        Command::Prompt(args) => commands::prompt::run(args, global),
+        Command::System(args) => commands::system::run(args, global),
+        Command::Completions(args) => commands::completions::run(args),
+        Command::Man(args) => commands::man::run(args),
+        Command::Trial => commands::trial::run(),
+    };
+    exit::code(outcome)
+}
 
-fn main() {
-    Cli::parse();
+/// `RUST_LOG` decides; without it, `--verbose` shows what Lathe itself does.
+fn start_log(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let default = match verbose {
+        0 => "warn",
+        1 => "warn,lathe=info",
+        _ => "warn,lathe=debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

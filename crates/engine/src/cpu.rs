@@ -1,5 +1,6 @@
 use std::ops::Range;
 
+use lathe_base::bf16;
 use lathe_formats::Blocks;
 use lathe_kernels::{
     Activation, Attention, KvPages, Matrix, Norm, Pool, Precision, Rope, RopeStyle, Slot, isa_name,
@@ -7,7 +8,7 @@ use lathe_kernels::{
 use lathe_models::{Act, Layout};
 
 use crate::{
-    Error,
+    Error, Rounding,
     backend::{Angles, Attend, Backend, CacheShape, MatMul, NormOf, Use},
 };
 
@@ -15,6 +16,7 @@ use crate::{
 pub(crate) struct Cpu {
     pool: Pool,
     precision: Precision,
+    rounding: Rounding,
 }
 
 /// A matrix on the processor.
@@ -37,8 +39,15 @@ pub(crate) struct CpuCache {
 const HEAD_MULTIPLE: usize = 16;
 
 impl Cpu {
-    pub(crate) fn new(threads: usize, precision: Precision) -> Self {
-        Self { pool: Pool::new(threads), precision }
+    pub(crate) fn new(threads: usize, precision: Precision, rounding: Rounding) -> Self {
+        Self { pool: Pool::new(threads), precision, rounding }
+    }
+
+    /// Rounds the result of an operation as the options ask.
+    fn settle(&self, result: &mut [f32]) {
+        if self.rounding == Rounding::Bf16 {
+            result.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+        }
     }
 }
 
@@ -104,6 +113,7 @@ impl Backend for Cpu {
             if scale != 1.0 {
                 out.iter_mut().for_each(|x| *x *= scale);
             }
+            self.settle(out);
         }
     }
 
@@ -119,16 +129,19 @@ impl Backend for Cpu {
                 row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
             }
         }
+        self.settle(out);
     }
 
     fn norm(&self, norm: NormOf<'_, Self>, rows: usize, x: &Vec<f32>, out: &mut Vec<f32>) {
         let len = rows * norm.weight.len();
         lathe_kernels::rms_norm(&self.pool, &kernel_norm(&norm), &x[..len], &mut out[..len]);
+        self.settle(&mut out[..len]);
     }
 
     fn norm_in_place(&self, norm: NormOf<'_, Self>, rows: usize, x: &mut Vec<f32>) {
         let len = rows * norm.weight.len();
         lathe_kernels::rms_norm_in_place(&self.pool, &kernel_norm(&norm), &mut x[..len]);
+        self.settle(&mut x[..len]);
     }
 
     fn rope(&self, angles: &Angles, heads: usize, head_dim: usize, x: &mut Vec<f32>) {
@@ -138,7 +151,9 @@ impl Backend for Cpu {
         };
         let tokens = angles.cos.len() / angles.pairs;
         let rope = Rope { style, pairs: angles.pairs, cos: &angles.cos, sin: &angles.sin };
-        lathe_kernels::rope(&self.pool, &rope, head_dim, &mut x[..tokens * heads * head_dim]);
+        let x = &mut x[..tokens * heads * head_dim];
+        lathe_kernels::rope(&self.pool, &rope, head_dim, x);
+        self.settle(x);
     }
 
     fn store(
@@ -175,6 +190,7 @@ impl Backend for Cpu {
         let (q, out) = (&q[..len], &mut out[..len]);
         if dim == wide {
             lathe_kernels::attention(&self.pool, &what, &cache.pages, op.spans, q, out);
+            self.settle(out);
             return;
         }
         let q = pad(q, dim, wide);
@@ -183,6 +199,7 @@ impl Backend for Cpu {
         for (out, mixed) in out.chunks_exact_mut(dim).zip(mixed.chunks_exact(wide)) {
             out.copy_from_slice(&mixed[..dim]);
         }
+        self.settle(out);
     }
 
     fn gated(&self, act: Act, len: usize, gate: &mut Vec<f32>, up: &Vec<f32>) {
@@ -191,14 +208,17 @@ impl Backend for Cpu {
             Act::GeluTanh => Activation::GeluTanh,
         };
         lathe_kernels::gated(&self.pool, act, &mut gate[..len], &up[..len]);
+        self.settle(&mut gate[..len]);
     }
 
     fn add(&self, len: usize, x: &mut Vec<f32>, y: &Vec<f32>) {
         lathe_kernels::add(&self.pool, &mut x[..len], &y[..len]);
+        self.settle(&mut x[..len]);
     }
 
     fn soft_cap(&self, cap: f32, len: usize, x: &mut Vec<f32>) {
         lathe_kernels::soft_cap(&self.pool, &mut x[..len], cap);
+        self.settle(&mut x[..len]);
     }
 
     fn gather(&self, rows: &[usize], width: usize, x: &Vec<f32>, out: &mut Vec<f32>) {

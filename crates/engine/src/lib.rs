@@ -19,4 +19,4 @@ mod scorer;
 
 pub use error::Error;
 pub use lathe_kernels::{KvType, Precision};
-pub use native::{Native, Options};
+pub use native::{Native, Options, Rounding};

@@ -37,10 +37,22 @@ pub struct Options {
     pub kv: KvType,
     /// The arithmetic of products with coded weights.
     pub precision: Precision,
+    /// What the result of every operation is rounded to.
+    pub rounding: Rounding,
     /// Sequences that are decoded together; the cache has room for as many of full length.
     pub batch: usize,
     /// Tokens of one forward pass: what a prompt is cut into, and what bounds working memory.
     pub chunk: usize,
+}
+
+/// What the result of every operation is rounded to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Rounding {
+    #[default]
+    None,
+    /// To bf16, logits included, as an engine does that computes in bf16: what this alone changes
+    /// is the noise floor of a comparison.
+    Bf16,
 }
 
 impl Options {
@@ -55,6 +67,7 @@ impl Default for Options {
             context: None,
             kv: KvType::F16,
             precision: Precision::Fast,
+            rounding: Rounding::None,
             batch: 1,
             chunk: 256,
         }
@@ -103,7 +116,7 @@ impl Native {
     ) -> Result<Self, Error> {
         spec.check()?;
         let room = room(&spec, options)?;
-        let backend = Cpu::new(options.threads, options.precision);
+        let backend = Cpu::new(options.threads, options.precision, options.rounding);
         let mut checked = |weight: &Weight| {
             let blocks = source(weight)?;
             if (blocks.rows, blocks.cols) == (weight.rows, weight.cols) {

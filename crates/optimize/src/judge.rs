@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use lathe_base::Bytes;
 use lathe_bench::{figures, ratio};
@@ -26,6 +26,8 @@ pub fn judge(run: &Run) -> Report {
         .iter()
         .filter_map(|planned| Some((planned, run.made.get(&planned.candidate.id)?)))
         .map(|(planned, made)| row(run, &quality, planned, made))
+        // What was made but could not be run stands among what was not measured.
+        .filter(|row| row.decode.is_some() || row.kl.is_some())
         .collect();
     picks::score(&mut rows, run.settings.weights);
     picks::mark_frontiers(&mut rows);
@@ -48,7 +50,7 @@ pub fn judge(run: &Run) -> Report {
         model: run.model.name.clone(),
         created: run.created.clone(),
         command: run.command.join(" "),
-        recheck: "lathe report RUN".to_owned(),
+        recheck: format!("lathe report {}", run.folder),
         headline: headline(run, &rows, &picks, outcome, &advice),
         outcome,
         model_facts: model_facts(run),
@@ -216,8 +218,8 @@ fn make_command(run: &Run, format: Option<&str>) -> String {
 }
 
 fn run_command(run: &Run, made: &Made, base: bool) -> String {
-    let path = if base { run.model.name.clone() } else { format!("RUN/{}", made.path.display()) };
-    format!("lathe chat {path}")
+    let path = Path::new(&run.folder).join(&made.path);
+    format!("lathe chat {}", if base { run.model.name.clone() } else { path.display().to_string() })
 }
 
 fn shown(requirement: &Requirement) -> Shown {
@@ -314,9 +316,10 @@ fn warnings(run: &Run, rows: &[Row]) -> Vec<String> {
         }
     }
     if !run.finished {
-        list.push(
-            "The run was interrupted: lathe optimize --resume RUN goes on with it.".to_owned(),
-        );
+        list.push(format!(
+            "The run was interrupted: lathe optimize --resume {} goes on with it.",
+            run.folder
+        ));
     }
     // The same remark about many rows is one remark.
     let mut seen = BTreeSet::new();

@@ -18,7 +18,7 @@ pub use candidate::{BASE, Candidate, WEIGHT_FORMATS};
 pub use error::Error;
 pub use hash::{sha256, sha256_file};
 pub use judge::judge;
-pub use plan::{Basis, Planned, plan, rank};
+pub use plan::{Basis, Planned, Sizes, plan, rank};
 pub use record::{Binary, DataFacts, LAYOUT, Made, ModelFacts, Run, Settings};
 pub use requirements::Requirements;
 pub use walk::{EngineOrder, Precision, Walk, Workshop, size_of};

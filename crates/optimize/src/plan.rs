@@ -1,7 +1,6 @@
 use lathe_base::Bytes;
-use lathe_formats::AnyFormat;
 use lathe_machine::Machine;
-use lathe_models::{Kind, Spec, Weight};
+use lathe_models::Spec;
 use serde::{Deserialize, Serialize};
 
 use crate::{Candidate, Requirements};
@@ -43,39 +42,33 @@ pub struct Basis<'a> {
     pub chunk: usize,
 }
 
-/// Sizes a candidate. `format_of` says how each weight would be stored; `Err` why it cannot be.
-pub fn plan(
-    basis: &Basis<'_>,
-    candidate: Candidate,
-    format_of: &dyn Fn(&Weight) -> Result<&'static dyn AnyFormat, String>,
-) -> Planned {
+/// What a candidate's weights take, as planned by whoever makes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sizes {
+    /// Coded bytes of all tensors.
+    pub weights: Bytes,
+    /// Of these, what one decoded token reads: everything but the embedding table, of which it is
+    /// one row unless the head is tied to it.
+    pub read: Bytes,
+    pub bits_per_weight: f64,
+}
+
+/// Plans a candidate; `sizes` is what it would take, or why it cannot be made.
+pub fn plan(basis: &Basis<'_>, candidate: Candidate, sizes: Result<Sizes, String>) -> Planned {
     let spec = basis.spec;
-    let mut total = 0u64;
-    let mut read = 0u64;
-    let mut trouble = None;
-    for weight in spec.weights() {
-        match format_of(&weight) {
-            Ok(format) => {
-                let row = format.row_bytes(weight.cols) as u64;
-                total += row * weight.rows as u64;
-                // A lookup touches one row of the embedding; a tied head reads all of it.
-                let lookup = weight.kind == Kind::Embedding && !spec.tied_head;
-                read += if lookup { row } else { row * weight.rows as u64 };
-            }
-            Err(why) => trouble = trouble.or(Some(why)),
-        }
-    }
+    let (sizes, trouble) = match sizes {
+        Ok(sizes) => (sizes, None),
+        Err(why) => (Sizes::default(), Some(why)),
+    };
     let element = if candidate.kv == "f32" { 4.0 } else { 2.0 };
-    let kv_bytes = spec.kv_bytes(basis.context * basis.batch, element);
-    let activation_bytes = spec.activation_bytes(basis.chunk.min(basis.context), basis.batch);
     let half_context = spec.kv_bytes(basis.context / 2, element);
     let mut planned = Planned {
         candidate,
-        weight_bytes: Bytes(total),
-        bits_per_weight: total as f64 * 8.0 / spec.parameters().max(1) as f64,
-        kv_bytes,
-        activation_bytes,
-        decode_roof: roof(basis.machine, Bytes(read), half_context),
+        weight_bytes: sizes.weights,
+        bits_per_weight: sizes.bits_per_weight,
+        kv_bytes: spec.kv_bytes(basis.context * basis.batch, element),
+        activation_bytes: spec.activation_bytes(basis.chunk.min(basis.context), basis.batch),
+        decode_roof: roof(basis.machine, sizes.read, half_context),
         dropped: trouble,
     };
     planned.dropped = planned.dropped.take().or_else(|| reason_to_drop(basis, &planned));

@@ -21,10 +21,14 @@ pub const LAYOUT: u32 = 1;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
     pub layout: u32,
+    /// The run's folder as the user knows it, for the commands that the report shows.
+    pub folder: String,
     /// RFC 3339, UTC.
     pub created: String,
     pub command: Vec<String>,
     pub binary: Binary,
+    /// Where the model and the texts lie, for whoever resumes the run.
+    pub source: serde_json::Value,
     pub settings: Settings,
     pub model: ModelFacts,
     pub data: DataFacts,

@@ -1,0 +1,150 @@
+mod measure;
+mod show;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use lathe_base::{AtomicFile, Bytes, Seconds};
+use lathe_bench::{Figures, Round, Workload};
+use lathe_machine::{Machine, Sample};
+use lathe_stats::Interval;
+use serde::Serialize;
+
+pub(crate) use measure::measure;
+
+use crate::{
+    args::Global,
+    commands::optimize::{at_least_one, level},
+    exit::Ended,
+    ui,
+};
+
+/// Options of `lathe bench`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  lathe bench demo
+  lathe bench model-f16.gguf model-q8_0.gguf model-q4_0.gguf --rounds 10
+  lathe bench model.gguf --prompt-tokens 512 --new-tokens 128 --streams 1,2,4,8
+  lathe bench ./Qwen2.5-1.5B qwen-q4_0.gguf --threads 4 --save bench.json
+
+Every trial is a fresh process; rounds go through the models in turn (A B C A B C …), and ratios are
+paired by round, so that a drift of the machine falls on all alike. Figures are medians over
+rounds. Close other programs: a warning says when they took part of the CPU.")]
+pub(crate) struct BenchArgs {
+    /// Models: `demo`, Hugging Face folders, GGUF or PyTorch files, or hub ids; the first one is
+    /// what the others are compared with
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+    #[command(flatten)]
+    timing: Timing,
+    /// Numbers of streams to decode together
+    #[arg(long, value_name = "LIST", default_value = "1", value_delimiter = ',', value_parser = at_least_one)]
+    streams: Vec<usize>,
+    /// Keep every raw sample, the machine and its timeline
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+}
+
+/// How speed is measured.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Measuring")]
+pub(crate) struct Timing {
+    /// Prompt tokens of a request
+    #[arg(long, value_name = "N", default_value = "128", value_parser = at_least_one)]
+    pub(crate) prompt_tokens: usize,
+    /// New tokens of a request
+    #[arg(long, value_name = "N", default_value = "64", value_parser = at_least_two)]
+    pub(crate) new_tokens: usize,
+    /// Requests of a trial
+    #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
+    pub(crate) requests: usize,
+    /// Requests before them that do not count
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) warmup: usize,
+    /// Trials of every model
+    #[arg(long, value_name = "N", default_value = "5", value_parser = at_least_one)]
+    pub(crate) rounds: usize,
+    /// Two-sided confidence of the intervals
+    #[arg(long, value_name = "LEVEL", default_value = "0.95", value_parser = level)]
+    pub(crate) level: f64,
+    /// Seed of the prompts, which are random tokens
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) seed: u64,
+    /// Stop a trial after this long
+    #[arg(long, value_name = "TIME", default_value = "30m")]
+    pub(crate) trial_timeout: Seconds,
+    #[command(flatten)]
+    pub(crate) engine: super::options::EngineArgs,
+}
+
+impl Timing {
+    /// What each trial does.
+    pub(crate) fn workload(&self, streams: &[usize]) -> Workload {
+        Workload {
+            prompt_tokens: self.prompt_tokens,
+            new_tokens: self.new_tokens,
+            requests: self.requests,
+            warmup: self.warmup,
+            streams: streams.to_vec(),
+            seed: self.seed,
+        }
+    }
+}
+
+/// Everything that was measured, as raw as it was.
+#[derive(Serialize)]
+pub(crate) struct Bench {
+    pub(crate) models: Vec<Measured>,
+    pub(crate) workload: Workload,
+    pub(crate) threads: usize,
+    pub(crate) level: f64,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) machine: Machine,
+    /// Every trial with all its stamps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) rounds: Vec<Round>,
+    /// What the machine did before, during and after.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) timeline: Vec<Sample>,
+}
+
+/// One model's figures.
+#[derive(Serialize)]
+pub(crate) struct Measured {
+    pub(crate) name: String,
+    /// Bytes of its stored tensors.
+    pub(crate) size: Bytes,
+    pub(crate) figures: Figures,
+    /// Decode speed over the first model's, paired by round.
+    pub(crate) ratio: Option<Interval>,
+}
+
+pub(crate) fn run(args: BenchArgs, global: &Global) -> anyhow::Result<Ended> {
+    let bar = ui::Bar::new(global.quiet);
+    let mut bench = measure(&args.models, &args.timing, &args.streams, &bar)?;
+    bar.clear();
+    if let Some(path) = &args.save {
+        AtomicFile::write_all(path, &serde_json::to_vec(&bench)?)
+            .with_context(|| format!("--save: cannot write {}", path.display()))?;
+    }
+    if global.json {
+        // The raw samples are long: they are for --save.
+        bench.rounds.clear();
+        bench.timeline.clear();
+        ui::json(&bench)?;
+    } else {
+        ui::out(&show::text(&bench))?;
+    }
+    if bench.models.iter().all(|model| model.figures.rounds == 0) {
+        bail!("no trial came to its end");
+    }
+    Ok(Ended::Well)
+}
+
+fn at_least_two(text: &str) -> Result<usize, String> {
+    match at_least_one(text)? {
+        1 => Err("a whole number of at least 2 is needed".to_owned()),
+        n => Ok(n),
+    }
+}

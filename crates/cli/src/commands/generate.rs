@@ -1,0 +1,111 @@
+use std::io::{IsTerminal, Read};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use lathe_base::Progress;
+use serde::Serialize;
+
+use crate::{
+    args::Global,
+    commands::{
+        answer::{Answer, answer},
+        options::{EngineArgs, Loaded, SamplingArgs, plain},
+    },
+    exit::Ended,
+    ui,
+};
+
+/// New tokens where nothing else is asked for.
+const USUAL_LENGTH: usize = 256;
+
+/// Options of `lathe generate`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  lathe generate demo \"Once upon a time\"
+  lathe generate ./Qwen2.5-1.5B \"The capital of France is\" --max-tokens 8 --stats
+  lathe generate model.gguf \"Dear diary\" --temperature 0.8 --top-p 0.95 --seed 7
+  cat prompt.txt | lathe generate model.gguf - --json
+
+The text is continued as it stands, without any chat template: `lathe chat` uses the template.")]
+pub(crate) struct GenerateArgs {
+    /// `demo`, Hugging Face folder, GGUF or PyTorch file, or hub id
+    model: String,
+    /// The text to continue; `-` reads it from stdin
+    prompt: String,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Print times and speeds when done
+    #[arg(long)]
+    stats: bool,
+}
+
+#[derive(Serialize)]
+struct Generated<'a> {
+    model: &'a str,
+    prompt: &'a str,
+    prompt_ids: &'a [u32],
+    #[serde(flatten)]
+    answer: &'a Answer,
+    threads: usize,
+    load_seconds: f64,
+}
+
+pub(crate) fn run(args: GenerateArgs, global: &Global) -> anyhow::Result<Ended> {
+    let bar = ui::Bar::new(global.quiet);
+    let prompt = read_prompt(&args.prompt)?;
+    let loaded = Loaded::new(&args.model, &args.engine, &bar)?;
+    let ids = plain(&loaded.tokenizer, &prompt)?;
+    if ids.is_empty() {
+        bail!(
+            "the prompt is empty, and this model has no token to begin a text with; give it some text"
+        );
+    }
+    let most = length(args.sampling.max_tokens, ids.len(), loaded.engine.info().context)?;
+    let request = args.sampling.request(ids, most, &loaded.tokenizer);
+    bar.clear();
+    let shown = !global.json;
+    if shown {
+        ui::out(&prompt)?;
+    }
+    let mut show = |text: &str| if shown { ui::out(text) } else { Ok(()) };
+    let answer = answer(loaded.engine.as_ref(), &request, &bar, &mut show)?;
+    if global.json {
+        let (prompt_ids, threads) = (&request.prompt[..], loaded.threads);
+        let (model, load_seconds) = (&args.model, loaded.load.0);
+        let (prompt, answer) = (&prompt, &answer);
+        ui::json(&Generated { model, prompt, prompt_ids, answer, threads, load_seconds })?;
+    } else if !answer.text.ends_with('\n') {
+        ui::out("\n")?;
+    }
+    if args.stats && !global.json {
+        eprintln!("{}", answer.stats(loaded.load));
+    }
+    bar.check()?;
+    Ok(Ended::Well)
+}
+
+/// How many tokens may be generated: as many as asked for, else what fits up to the usual.
+fn length(asked: Option<usize>, prompt: usize, context: usize) -> anyhow::Result<usize> {
+    if prompt >= context {
+        bail!(
+            "the prompt has {prompt} tokens and the context holds {context}; shorten it or raise \
+             --context"
+        );
+    }
+    Ok(asked.unwrap_or(USUAL_LENGTH.min(context - prompt)))
+}
+
+fn read_prompt(prompt: &str) -> anyhow::Result<String> {
+    if prompt != "-" {
+        return Ok(prompt.to_owned());
+    }
+    let mut stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        eprintln!("Reading the prompt; end it with Ctrl-D.");
+    }
+    let mut text = String::new();
+    stdin.read_to_string(&mut text).context("the prompt on stdin cannot be read as UTF-8 text")?;
+    Ok(text)
+}

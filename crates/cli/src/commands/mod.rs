@@ -1,0 +1,18 @@
+//! One file per command: its options and what it does.
+
+mod answer;
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod compare;
+pub(crate) mod completions;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod man;
+pub(crate) mod optimize;
+mod options;
+pub(crate) mod prompt;
+pub(crate) mod quantize;
+pub(crate) mod report;
+pub(crate) mod system;
+pub(crate) mod trial;

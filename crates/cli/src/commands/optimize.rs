@@ -1,0 +1,267 @@
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use lathe_base::{Bytes, Seconds};
+use lathe_optimize::{Requirements, WEIGHT_FORMATS};
+use lathe_report::Weights;
+
+use crate::{args::Global, exit::Ended, walk};
+
+/// Options of `lathe optimize`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  lathe optimize
+      everything on the built-in demo model: under two minutes
+  lathe optimize ./Qwen2.5-1.5B --max-memory 2GiB --min-decode-tps 20 --max-kl 0.02
+      the best configuration that meets all three, each with 95 % confidence
+  lathe optimize org/name --context 4096 --batch 4 --cost-per-hour 1.20 --data my-texts.jsonl
+      plan for four sequences of 4,096 tokens; quality on your own texts; cost per million tokens
+  lathe optimize --resume lathe-runs/20261121-101500
+      go on with an interrupted run
+
+With no requirements everything is tried and the trade-offs are reported. Exit code 3: no
+configuration meets the requirements; 4: the measurements do not decide.")]
+pub(crate) struct OptimizeArgs {
+    /// Hugging Face folder, GGUF or PyTorch file, or hub id `org/name[@revision]`
+    /// [default: the built-in demo model]
+    pub(crate) model: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) needs: Needs,
+
+    #[command(flatten)]
+    pub(crate) measuring: Measuring,
+
+    /// Folder of the run [default: lathe-runs/<date>-<time>]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "resume")]
+    pub(crate) run: Option<PathBuf>,
+
+    /// Go on with an interrupted run; its own options count
+    #[arg(long, value_name = "RUN", conflicts_with = "model")]
+    pub(crate) resume: Option<PathBuf>,
+}
+
+/// What the deployment needs.
+#[derive(Args)]
+#[command(next_help_heading = "Requirements")]
+pub(crate) struct Needs {
+    /// Most memory while it runs, KV cache at --context and --batch included
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<Bytes>,
+    /// Most bytes on disk
+    #[arg(long, value_name = "SIZE")]
+    max_size: Option<Bytes>,
+    /// Fewest tokens per second that one stream decodes
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    min_decode_tps: Option<f64>,
+    /// Fewest tokens per second of all --batch streams together
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    min_throughput: Option<f64>,
+    /// Longest time to first token, for --prompt-tokens
+    #[arg(long, value_name = "TIME")]
+    max_ttft: Option<Seconds>,
+    /// Longest inter-token latency (90th percentile)
+    #[arg(long, value_name = "TIME")]
+    max_itl: Option<Seconds>,
+    /// Largest mean KL divergence from the unquantized model, in nats per token
+    #[arg(long, value_name = "NATS", value_parser = positive)]
+    max_kl: Option<f64>,
+    /// Largest increase of perplexity, as `2%` or 0.02
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    max_ppl_increase: Option<f64>,
+    /// Smallest share of positions where the likeliest token stays the same, as `95%` or 0.95
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    min_top1: Option<f64>,
+    /// Smallest multiple-choice accuracy, as `60%` or 0.6
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    min_accuracy: Option<f64>,
+    /// Highest price of a million generated tokens (needs --cost-per-hour)
+    #[arg(long, value_name = "PRICE", value_parser = positive, requires = "cost_per_hour")]
+    max_cost: Option<f64>,
+    /// Longest sequence that the deployment must hold, in tokens
+    /// [default: the model's, at most 4096]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    pub(crate) context: Option<usize>,
+    /// Sequences at once
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
+    pub(crate) batch: usize,
+    /// Price of this machine per hour, in any currency
+    #[arg(long, value_name = "PRICE", value_parser = positive)]
+    pub(crate) cost_per_hour: Option<f64>,
+    /// Weights of throughput, memory and quality in the balanced pick
+    #[arg(long, value_name = "T,M,Q", default_value = "0.4,0.3,0.3", value_parser = weights)]
+    pub(crate) weights: Weights,
+}
+
+/// How it is measured.
+#[derive(Args)]
+#[command(next_help_heading = "Measuring")]
+pub(crate) struct Measuring {
+    /// Weight formats to try, such as q8_0,q4_0,nf4 [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    formats: Vec<String>,
+    /// Type of the KV cache
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = ["f16", "f32"])]
+    pub(crate) kv: String,
+    /// Threads of the engine [default: all]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) threads: Option<usize>,
+    /// Text for quality: a file, or JSONL with `text` or `messages`
+    /// [default: sixty short stories]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<PathBuf>,
+    /// Multiple-choice items, JSONL with `context`, `choices`, `answer`
+    /// [default: 300 items for the demo model, none for others]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) choices: Option<PathBuf>,
+    /// Most tokens of text that quality is measured on
+    #[arg(long, value_name = "N", default_value = "32768", value_parser = at_least_one)]
+    pub(crate) max_tokens: usize,
+    /// Prompt tokens of a timed request [default: 128, less for a short context]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) prompt_tokens: Option<usize>,
+    /// New tokens of a timed request [default: 64, less for a short context]
+    #[arg(long, value_name = "N", value_parser = at_least_two)]
+    pub(crate) new_tokens: Option<usize>,
+    /// Timed requests in a trial
+    #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
+    pub(crate) requests: usize,
+    /// Rounds of every configuration
+    #[arg(long, value_name = "N", default_value = "5", value_parser = at_least_two)]
+    pub(crate) rounds: usize,
+    /// Most rounds of a configuration whose speed is undecided
+    #[arg(long, value_name = "N", default_value = "20", value_parser = at_least_two)]
+    pub(crate) max_rounds: usize,
+    /// Two-sided confidence of the intervals
+    #[arg(long, value_name = "LEVEL", default_value = "0.95", value_parser = level)]
+    pub(crate) level: f64,
+    /// Seed of prompts and resampling
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) seed: u64,
+    /// Try everything, also what cannot win any more
+    #[arg(long)]
+    pub(crate) exhaustive: bool,
+    /// What each configuration is asked to write, for the eye
+    #[arg(long, value_name = "TEXT", default_value = "Once upon a time")]
+    pub(crate) prompt: String,
+    /// Stop a trial after this long
+    #[arg(long, value_name = "TIME", default_value = "30m")]
+    pub(crate) trial_timeout: Seconds,
+}
+
+pub(crate) fn run(args: Box<OptimizeArgs>, global: &Global) -> anyhow::Result<Ended> {
+    walk::run(&args, global)
+}
+
+impl Needs {
+    pub(crate) fn requirements(&self) -> Requirements {
+        Requirements {
+            max_memory: self.max_memory,
+            max_size: self.max_size,
+            min_decode_tps: self.min_decode_tps,
+            min_throughput: self.min_throughput,
+            max_ttft: self.max_ttft,
+            max_itl: self.max_itl,
+            max_kl: self.max_kl,
+            max_ppl_increase: self.max_ppl_increase,
+            min_top1: self.min_top1,
+            min_accuracy: self.min_accuracy,
+            max_cost: self.max_cost,
+        }
+    }
+}
+
+impl Measuring {
+    /// The formats asked for, or all.
+    pub(crate) fn formats(&self) -> anyhow::Result<Vec<String>> {
+        let known = || WEIGHT_FORMATS.iter().map(|(name, _)| *name);
+        for name in &self.formats {
+            if !known().any(|k| k == name) {
+                let list = known().collect::<Vec<_>>().join(", ");
+                bail!("--formats: there is no format `{name}`; choose from {list}");
+            }
+        }
+        if self.formats.is_empty() {
+            return Ok(known().map(str::to_owned).collect());
+        }
+        Ok(self.formats.clone())
+    }
+}
+
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+        _ => Err("a number above 0 is needed".to_owned()),
+    }
+}
+
+/// `2%` or `0.02`.
+pub(crate) fn share(text: &str) -> Result<f64, String> {
+    let (number, scale) = match text.trim().strip_suffix('%') {
+        Some(number) => (number, 0.01),
+        None => (text.trim(), 1.0),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value * scale),
+        _ => Err("a share is needed, such as 2% or 0.02".to_owned()),
+    }
+}
+
+pub(crate) fn level(text: &str) -> Result<f64, String> {
+    match share(text)? {
+        level if (0.5..1.0).contains(&level) => Ok(level),
+        _ => Err("a confidence between 0.5 and 1 is needed, such as 0.95".to_owned()),
+    }
+}
+
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.trim().parse() {
+        Ok(value) if value >= 1 => Ok(value),
+        _ => Err("a whole number of at least 1 is needed".to_owned()),
+    }
+}
+
+fn at_least_two(text: &str) -> Result<usize, String> {
+    match text.trim().parse() {
+        Ok(value) if value >= 2 => Ok(value),
+        _ => Err("a whole number of at least 2 is needed".to_owned()),
+    }
+}
+
+fn weights(text: &str) -> Result<Weights, String> {
+    let bad = || "three numbers that sum to more than 0 are needed, such as 0.4,0.3,0.3".to_owned();
+    let parts: Vec<f64> = text
+        .split(',')
+        .map(|part| part.trim().parse().map_err(|_| bad()))
+        .collect::<Result<_, _>>()?;
+    let sum: f64 = parts.iter().sum();
+    match parts[..] {
+        [throughput, memory, quality] if sum > 0.0 && parts.iter().all(|p| *p >= 0.0) => {
+            let (throughput, memory, quality) = (throughput / sum, memory / sum, quality / sum);
+            Ok(Weights { throughput, memory, quality })
+        }
+        _ => Err(bad()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_read_as_percent_or_fraction() {
+        assert_eq!(share("2%"), Ok(0.02));
+        assert_eq!(share("0.02"), Ok(0.02));
+        assert!(share("-1%").is_err() && share("much").is_err());
+        assert_eq!(level("0.9"), Ok(0.9));
+        assert!(level("1").is_err());
+    }
+
+    #[test]
+    fn weights_are_brought_to_a_sum_of_one() {
+        let w = weights("2,1,1").unwrap();
+        assert_eq!((w.throughput, w.memory, w.quality), (0.5, 0.25, 0.25));
+        assert!(weights("1,2").is_err() && weights("0,0,0").is_err() && weights("1,1,-1").is_err());
+    }
+}

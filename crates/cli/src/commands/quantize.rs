@@ -1,0 +1,304 @@
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use lathe_base::{Bytes, Progress};
+use lathe_files::Checkpoint;
+use lathe_formats::AnyFormat;
+use lathe_models::Model;
+use lathe_quantizers::{Done, Plan, Recipe, Summary, Target};
+use serde::Serialize;
+
+use crate::{
+    args::Global,
+    commands::{optimize::at_least_one, options::place, system::default_threads},
+    exit::Ended,
+    making::Making,
+    open, ui,
+};
+
+/// Options of `lathe quantize`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  lathe quantize ./Qwen2.5-1.5B --to q4_0 -o qwen-q4_0.gguf
+  lathe quantize ./Qwen2.5-1.5B --to nf4                  makes ./Qwen2.5-1.5B-nf4
+  lathe quantize model-f16.gguf --to q8_0 --pure
+  lathe quantize demo --to bf16 --container gguf -o demo.gguf
+
+Formats: f32, f16, bf16; int8, int4_g32, int4_g64, int4_g128, int4_asym_g32, int4_asym_g64,
+int4_asym_g128, nf4, nf4_dq (Hugging Face folders); q8_0, q5_0, q4_0 (GGUF files).
+
+Interrupted, be it by Ctrl-C, a crash or a full disk, the same command goes on where it stopped.
+The result appears under its name only when it is complete.")]
+pub(crate) struct QuantizeArgs {
+    /// `demo`, Hugging Face folder, GGUF or PyTorch file, or hub id
+    model: String,
+    /// Format of the matrices inside the layers
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    to: &'static dyn AnyFormat,
+    /// File (GGUF) or folder to make [default: the model's name and the format, here]
+    #[arg(short, long, value_name = "PATH")]
+    out: Option<PathBuf>,
+    /// Format of the token embeddings [default: as stored; in GGUF as --to]
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    embeddings: Option<&'static dyn AnyFormat>,
+    /// Format of the output head [default: as stored; in GGUF q8_0 or better]
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    head: Option<&'static dyn AnyFormat>,
+    /// Embeddings and head in the format of --to as well
+    #[arg(long)]
+    pure: bool,
+    /// Kind of file [default: the one that holds the format, else the model's own]
+    #[arg(long, value_name = "KIND")]
+    container: Option<Container>,
+    /// Threads [default: all]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    threads: Option<usize>,
+    /// Replace an older file or folder of that name
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Container {
+    Safetensors,
+    Gguf,
+}
+
+#[derive(Serialize)]
+struct Quantized<'a> {
+    model: &'a str,
+    out: &'a Path,
+    #[serde(flatten)]
+    summary: &'a Summary,
+    /// Σ (weight − coded weight)² over Σ weight², of the tensors that were coded.
+    relative_square_error: Option<f64>,
+    run: String,
+}
+
+pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> {
+    let bar = ui::Bar::new(global.quiet);
+    let checkpoint = open::checkpoint(&args.model, &bar)?;
+    let model = Model::read(&checkpoint).with_context(|| args.model.clone())?;
+    let plan = Plan::new(&model, &checkpoint, &args.recipe())?;
+    let out = args.out(&plan);
+    args.check_out(&out, &checkpoint, &plan)?;
+    let making = Making {
+        checkpoint: &checkpoint,
+        model: &model,
+        plan: &plan,
+        name: &stem(&args.model),
+        out: &out,
+        threads: args.threads.unwrap_or_else(default_threads),
+        replace: args.force,
+        measure: true,
+    };
+    bar.note(&format!(
+        "{} → {}: {} in {}, {:.2} bits per weight",
+        args.model,
+        out.display(),
+        plan.bytes(),
+        plan.format.name(),
+        plan.bits_per_weight()
+    ));
+    let summary = making.carry_out(&bar)?;
+    bar.clear();
+    if global.json {
+        ui::json(&Quantized {
+            model: &args.model,
+            out: &out,
+            summary: &summary,
+            relative_square_error: relative_error(&summary.tensors),
+            run: run_line(&out),
+        })?;
+    } else {
+        ui::out(&words(&summary, &out))?;
+    }
+    Ok(Ended::Well)
+}
+
+fn format(name: &str) -> Result<&'static dyn AnyFormat, String> {
+    lathe_formats::by_name(name).map_err(|error| error.to_string())
+}
+
+/// The model's name without folders, suffix and revision.
+fn stem(model: &str) -> String {
+    if open::is_demo(model) {
+        return lathe_demo::NAME.to_owned();
+    }
+    // `.` and `..` have no name of their own; what is not there is a hub id.
+    let name = match Path::new(model).canonicalize() {
+        Ok(path) if path.is_dir() => path.file_name().map(ToOwned::to_owned),
+        Ok(path) => path.file_stem().map(ToOwned::to_owned),
+        Err(_) => {
+            model.rsplit('/').next().and_then(|id| id.split(['@', ':']).next()).map(Into::into)
+        }
+    };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+impl QuantizeArgs {
+    fn recipe(&self) -> Recipe {
+        let by_name = self.out.as_ref().filter(|out| is_gguf(out)).map(|_| Target::Gguf);
+        let asked = self.container.map(|container| match container {
+            Container::Safetensors => Target::SafeTensors,
+            Container::Gguf => Target::Gguf,
+        });
+        Recipe {
+            embeddings: self.embeddings,
+            head: self.head,
+            pure: self.pure,
+            target: asked.or(by_name),
+            ..Recipe::new(self.to)
+        }
+    }
+
+    fn out(&self, plan: &Plan) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| {
+            let name = format!("{}-{}", stem(&self.model), self.to.name());
+            match plan.target {
+                Target::Gguf => PathBuf::from(name + ".gguf"),
+                Target::SafeTensors => PathBuf::from(name),
+            }
+        })
+    }
+
+    /// Refuses what would end badly before any work is done.
+    fn check_out(&self, out: &Path, checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<()> {
+        let shown = out.display();
+        if plan.target == Target::SafeTensors && is_gguf(out) {
+            bail!(
+                "-o {shown}: {} makes a Hugging Face folder here; choose a name without .gguf",
+                self.to.name()
+            );
+        }
+        let same =
+            |a: &Path| a.canonicalize().ok().filter(|_| out.exists()) == out.canonicalize().ok();
+        if out.exists() && same(&place(checkpoint)) {
+            bail!("-o {shown}: this is the model itself; choose another name");
+        }
+        if out.exists() && !self.force {
+            bail!("-o {shown}: there is something of that name; --force replaces it");
+        }
+        Ok(())
+    }
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+}
+
+fn words(summary: &Summary, out: &Path) -> String {
+    let mut by_format: BTreeMap<&str, Vec<&Done>> = BTreeMap::new();
+    for tensor in &summary.tensors {
+        by_format.entry(tensor.format).or_default().push(tensor);
+    }
+    let rows: Vec<Vec<String>> = by_format
+        .into_iter()
+        .map(|(format, tensors)| {
+            let bytes: Bytes = tensors.iter().map(|t| t.bytes).sum();
+            vec![
+                format.to_owned(),
+                tensors.len().to_string(),
+                tensors.iter().filter(|t| t.copied).count().to_string(),
+                bytes.to_string(),
+                mean_square_error(tensors.iter().copied()),
+                relative_error(tensors.iter().copied())
+                    .map_or_else(String::new, |e| format!("{:.2} %", 100.0 * e.sqrt())),
+            ]
+        })
+        .collect();
+    let header =
+        ["format", ">tensors", ">copied", ">bytes", ">mean square error", ">relative error (RMS)"];
+    let mut text = ui::table(&header, &rows);
+    for note in &summary.notes {
+        text += &format!("{} {note}\n", ui::yellow("note:"));
+    }
+    let smaller = summary.bytes_in.0 as f64 / summary.bytes_out.0.max(1) as f64;
+    text += &format!(
+        "\n{} in {}: {} → {} (× {:.2} smaller), {:.2} bits per weight\n",
+        ui::green(&format!("Made {}", out.display())),
+        summary.took,
+        summary.bytes_in,
+        summary.bytes_out,
+        smaller,
+        summary.bits_per_weight
+    );
+    text + &format!("Run it: {}\n", run_line(out))
+}
+
+fn run_line(out: &Path) -> String {
+    format!("lathe generate {} \"Once upon a time\"", quoted(out))
+}
+
+/// As a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+@:,".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+fn elements(tensor: &Done) -> f64 {
+    tensor.shape.iter().product::<usize>() as f64
+}
+
+/// Over the tensors that were coded here; empty where none was.
+fn mean_square_error<'a>(tensors: impl Iterator<Item = &'a Done>) -> String {
+    let (mut sum, mut count) = (0.0, 0.0);
+    for tensor in tensors {
+        if let Some(error) = tensor.mean_square_error {
+            sum += error * elements(tensor);
+            count += elements(tensor);
+        }
+    }
+    if count > 0.0 { format!("{:.3e}", sum / count) } else { String::new() }
+}
+
+fn relative_error<'a>(tensors: impl IntoIterator<Item = &'a Done>) -> Option<f64> {
+    let (mut error, mut power) = (0.0, 0.0);
+    for tensor in tensors {
+        if let (Some(e), Some(p)) = (tensor.mean_square_error, tensor.mean_square) {
+            error += e * elements(tensor);
+            power += p * elements(tensor);
+        }
+    }
+    (power > 0.0).then_some(error / power)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_would_split_them() {
+        assert_eq!(quoted(Path::new("a/b-q4_0.gguf")), "a/b-q4_0.gguf");
+        assert_eq!(quoted(Path::new("my model")), "'my model'");
+        assert_eq!(quoted(Path::new("it's")), r"'it'\''s'");
+    }
+
+    #[test]
+    fn results_are_named_after_the_model() {
+        assert_eq!(stem("org/name@main"), "name");
+        assert_eq!(stem("demo"), lathe_demo::NAME);
+        assert_eq!(stem("."), "cli");
+    }
+
+    #[test]
+    fn errors_are_weighted_by_size() {
+        let done = |n: usize, error: f64, power: f64| Done {
+            name: String::new(),
+            shape: vec![n],
+            format: "q4_0",
+            bytes: Bytes(0),
+            copied: false,
+            mean_square_error: Some(error),
+            mean_square: Some(power),
+        };
+        let tensors = [done(1, 1.0, 4.0), done(3, 0.0, 4.0)];
+        assert_eq!(relative_error(&tensors), Some(1.0 / 16.0));
+        assert_eq!(mean_square_error(tensors.iter()), "2.500e-1");
+    }
+}

@@ -1,0 +1,114 @@
+//! From what a user types to a model that runs: the only place that names engines.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use lathe_api::Engine;
+use lathe_base::{Buf, Progress};
+use lathe_engine::{KvType, Native, Options, Precision as Arithmetic, Rounding};
+use lathe_files::Checkpoint;
+use lathe_optimize::{EngineOrder, Precision};
+use lathe_tokens::Tokenizer;
+
+/// What users type for the built-in model, besides its own name.
+pub(crate) const DEMO: &str = "demo";
+
+/// Opens `demo`, a folder or file, or else fetches a hub id.
+pub(crate) fn checkpoint(model: &str, progress: &dyn Progress) -> anyhow::Result<Checkpoint> {
+    if is_demo(model) {
+        return demo();
+    }
+    Ok(Checkpoint::open(&path(model, progress)?)?)
+}
+
+/// Whether the built-in model is meant; a file or folder of that name comes first.
+pub(crate) fn is_demo(model: &str) -> bool {
+    (model == DEMO || model == lathe_demo::NAME) && !Path::new(model).exists()
+}
+
+/// The built-in model.
+pub(crate) fn demo() -> anyhow::Result<Checkpoint> {
+    let files: Vec<(&str, Buf)> =
+        lathe_demo::files().iter().map(|(name, bytes)| (*name, Buf::from_static(bytes))).collect();
+    Checkpoint::from_memory(&files).context("the built-in model")
+}
+
+/// Where a model lies, fetched from the hub where it is an id and no path.
+pub(crate) fn path(model: &str, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
+    let path = Path::new(model);
+    if path.exists() || !looks_like_hub_id(model) {
+        return Ok(path.to_owned());
+    }
+    Ok(lathe_files::fetch(model, progress)?)
+}
+
+/// `org/name`, `org/name@revision` or `org/name:file.gguf`.
+fn looks_like_hub_id(model: &str) -> bool {
+    let Some((org, name)) = model.split_once('/') else { return false };
+    let word = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let name = name.split(['@', ':']).next().unwrap_or_default();
+    word(org) && word(name) && !org.starts_with('.')
+}
+
+/// The model's tokenizer.
+pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> anyhow::Result<Arc<Tokenizer>> {
+    Ok(Arc::new(Tokenizer::from_checkpoint(checkpoint)?))
+}
+
+/// Loads a model into the engine that the order names.
+pub(crate) fn engine(order: &EngineOrder) -> anyhow::Result<Box<dyn Engine>> {
+    let name = order.model.to_string_lossy();
+    let checkpoint = if is_demo(&name) { demo()? } else { Checkpoint::open(&order.model)? };
+    match order.engine.as_str() {
+        "native" => Ok(Box::new(native(&checkpoint, order)?)),
+        other => bail!("there is no engine `{other}`; this version has: native"),
+    }
+}
+
+/// Loads a checkpoint into Lathe's own engine.
+pub(crate) fn native(checkpoint: &Checkpoint, order: &EngineOrder) -> anyhow::Result<Native> {
+    let options = Options {
+        threads: order.threads,
+        context: Some(order.context),
+        batch: order.batch,
+        kv: kv(&order.kv)?,
+        precision: match order.precision {
+            Precision::Fast => Arithmetic::Fast,
+            Precision::Exact | Precision::Bf16 => Arithmetic::Exact,
+        },
+        rounding: match order.precision {
+            Precision::Bf16 => Rounding::Bf16,
+            Precision::Fast | Precision::Exact => Rounding::None,
+        },
+        ..Options::default()
+    };
+    Ok(Native::load(checkpoint, tokenizer(checkpoint)?, &options)?)
+}
+
+fn kv(name: &str) -> anyhow::Result<KvType> {
+    match name {
+        "f16" => Ok(KvType::F16),
+        "f32" => Ok(KvType::F32),
+        other => bail!("--kv: there is no KV cache type `{other}`; choose f16 or f32"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hub_ids_are_told_from_paths() {
+        for id in ["org/name", "org/name@main", "Org-1/na.me_2:q4.gguf"] {
+            assert!(looks_like_hub_id(id), "{id}");
+        }
+        for path in ["name", "./org/name", "../name", "/org/name", "a/b/c", "or g/name", "a/"] {
+            assert!(!looks_like_hub_id(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! `lathe optimize`: from options to a run, and the run's report.
+
+mod data;
+mod facts;
+mod shop;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use lathe_base::Progress;
+use lathe_base::Seconds;
+use lathe_bench::{Launcher, Workload};
+use lathe_machine::Machine;
+use lathe_optimize::{
+    BASE, Basis, Candidate, LAYOUT, Made, Planned, Run, Settings, Walk, judge, plan, rank,
+};
+
+use crate::{
+    args::Global,
+    commands::{optimize::OptimizeArgs, system::default_threads},
+    exit::Ended,
+    open, show, ui,
+};
+use shop::Shop;
+
+/// Where runs are kept unless the user says otherwise.
+const RUNS: &str = "lathe-runs";
+
+pub(crate) fn run(args: &OptimizeArgs, global: &Global) -> anyhow::Result<Ended> {
+    let bar = ui::Bar::new(global.quiet);
+    let (folder, run, shop) = match &args.resume {
+        Some(folder) => resume(folder, &bar)?,
+        None => start(args, &bar)?,
+    };
+    let launcher = Launcher {
+        program: std::env::current_exe().context("cannot find the lathe program itself")?,
+        arguments: vec!["trial".to_owned()],
+        timeout: Duration::from_secs_f64(args.measuring.trial_timeout.0.clamp(1.0, 1e6)),
+    };
+    run.save(&folder)?;
+    let finished = Walk::new(folder.clone(), run, &shop, launcher, &bar).go();
+    bar.clear();
+    let run = finished.with_context(|| {
+        format!(
+            "the run in {0} stopped; `lathe optimize --resume {0}` goes on with it",
+            folder.display()
+        )
+    })?;
+    let report = judge(&run);
+    show::write(&folder, &lathe_report::files(&report)?)?;
+    if global.json {
+        ui::json(&report)?;
+    } else {
+        show::summary(&report, &folder)?;
+    }
+    Ok(show::ended(&report))
+}
+
+/// Takes an interrupted run up again, if its model and texts are what they were.
+fn resume(folder: &Path, progress: &dyn Progress) -> anyhow::Result<(PathBuf, Run, Shop)> {
+    let run = Run::load(folder)?;
+    let shop = Shop::open(&run.source, &run.settings, progress)?;
+    let model = shop.model_facts(&run.model.name, progress)?;
+    if let Some(what) = run.differs(&run.settings, &model, &shop.data.facts) {
+        bail!("{} cannot be resumed: {what}; start a new run without --resume", folder.display());
+    }
+    Ok((folder.to_owned(), run, shop))
+}
+
+/// Analyses the machine and the model, and plans.
+fn start(args: &OptimizeArgs, progress: &dyn Progress) -> anyhow::Result<(PathBuf, Run, Shop)> {
+    let name = args.model.clone().unwrap_or_else(|| open::DEMO.to_owned());
+    let source = data::Source {
+        model: if open::is_demo(&name) {
+            PathBuf::from(open::DEMO)
+        } else {
+            absolute(&open::path(&name, progress)?)
+        },
+        data: args.measuring.data.as_deref().map(absolute),
+        choices: args.measuring.choices.as_deref().map(absolute),
+    };
+    let context = shop::model_context(&source)?;
+    let settings = settings(args, context)?;
+    let shop = Shop::open(&source.to_value()?, &settings, progress)?;
+    progress.at("looking at the machine", 0, 1);
+    let machine = Machine::analyse(Some(settings.threads));
+    let model = shop.model_facts(&name, progress)?;
+    let plan = planned(&shop, &settings, &machine, &model.stored_format);
+    announce(&plan, progress);
+    let folder = args.run.clone().unwrap_or_else(|| {
+        Path::new(RUNS).join(jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string())
+    });
+    if folder.join(Run::FILE).exists() {
+        bail!(
+            "{0} holds a run already; go on with it by --resume {0}, or choose another --run",
+            folder.display()
+        );
+    }
+    let base = Made {
+        path: source.model.clone(),
+        size: model.stored,
+        bits_per_weight: model.stored.0 as f64 * 8.0 / model.parameters.max(1) as f64,
+        seconds: Seconds(0.0),
+        notes: Vec::new(),
+    };
+    let warnings = shop.warnings();
+    let run = Run {
+        layout: LAYOUT,
+        folder: folder.display().to_string(),
+        created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        command: std::iter::once("lathe".to_owned()).chain(std::env::args().skip(1)).collect(),
+        binary: facts::binary()?,
+        source: source.to_value()?,
+        settings,
+        model,
+        data: shop.data.facts.clone(),
+        machine,
+        plan,
+        made: [(BASE.to_owned(), base)].into(),
+        given_up: Default::default(),
+        rounds: Vec::new(),
+        quality: None,
+        texts: Default::default(),
+        timeline: Vec::new(),
+        spans: Vec::new(),
+        warnings,
+        finished: false,
+    };
+    Ok((folder, run, shop))
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Options with their defaults filled in.
+fn settings(args: &OptimizeArgs, model_context: usize) -> anyhow::Result<Settings> {
+    let (needs, measuring) = (&args.needs, &args.measuring);
+    let context = needs.context.unwrap_or_else(|| model_context.min(4096));
+    if context > model_context {
+        bail!("--context {context} is more than the model's {model_context} tokens");
+    }
+    let new_tokens = measuring.new_tokens.unwrap_or(64).min(context / 2).max(2);
+    let prompt_tokens =
+        measuring.prompt_tokens.unwrap_or(128).min(context.saturating_sub(new_tokens)).max(1);
+    let asked = measuring.prompt_tokens.unwrap_or(1) + measuring.new_tokens.unwrap_or(1);
+    if asked > context {
+        bail!("--prompt-tokens and --new-tokens need {asked} tokens, --context is {context}");
+    }
+    if measuring.max_rounds < measuring.rounds {
+        bail!("--max-rounds {} is less than --rounds {}", measuring.max_rounds, measuring.rounds);
+    }
+    let mut streams = vec![1, 2, 4];
+    streams.push(needs.batch);
+    streams.sort_unstable();
+    streams.dedup();
+    Ok(Settings {
+        requirements: needs.requirements(),
+        context,
+        batch: needs.batch,
+        threads: measuring.threads.unwrap_or_else(default_threads),
+        kv: measuring.kv.clone(),
+        formats: measuring.formats()?,
+        workload: Workload {
+            prompt_tokens,
+            new_tokens,
+            requests: measuring.requests,
+            warmup: 1,
+            streams,
+            seed: measuring.seed,
+        },
+        rounds: measuring.rounds,
+        max_rounds: measuring.max_rounds,
+        level: measuring.level,
+        weights: needs.weights,
+        cost_per_hour: needs.cost_per_hour,
+        seed: measuring.seed,
+        max_tokens: measuring.max_tokens,
+        prompt: measuring.prompt.clone(),
+        exhaustive: measuring.exhaustive,
+    })
+}
+
+/// Sizes every candidate and orders those worth trying.
+fn planned(shop: &Shop, settings: &Settings, machine: &Machine, stored: &str) -> Vec<Planned> {
+    let basis = Basis {
+        spec: shop.spec(),
+        machine,
+        requirements: &settings.requirements,
+        context: settings.context,
+        batch: settings.batch,
+        chunk: lathe_engine::Options::default().chunk,
+    };
+    let mut base = plan(&basis, Candidate::base(stored, &settings.kv), Ok(shop.base_sizes()));
+    // The base is measured whatever it takes: everything is compared with it.
+    let base_trouble = base.dropped.take();
+    let mut others: Vec<Planned> = settings
+        .formats
+        .iter()
+        .filter(|format| shop.is_worth_making(format))
+        .filter_map(|format| Candidate::of(format, &settings.kv))
+        .map(|candidate| {
+            let sizes = shop.sizes(&candidate);
+            plan(&basis, candidate, sizes)
+        })
+        .collect();
+    rank(&mut others, &settings.requirements);
+    if let Some(why) = base_trouble {
+        tracing::warn!("the base model itself {why}; it is measured for comparison");
+    }
+    std::iter::once(base).chain(others).collect()
+}
+
+fn announce(plan: &[Planned], progress: &dyn Progress) {
+    for planned in plan {
+        if let Some(why) = &planned.dropped {
+            progress.note(&format!("not tried: {}: {why}", planned.candidate.label));
+        }
+    }
+    let kept = plan.iter().filter(|p| p.dropped.is_none()).count();
+    progress.note(&format!("{kept} of {} configurations to make and measure", plan.len()));
+}
