@@ -259,7 +259,9 @@ def make(name: str, golden: Golden, converter: Converter, seed: int) -> None:
         short = write_logits(folder, "logits-short.safetensors", part, logits_of(folder, part))
         cases.append({"model": ".", "logits": short})
     if golden.gguf:
-        converter.run(folder, folder / "model.gguf", golden.gguf, PRE.get(golden.tokenizer, "default"), f"golden-{name}")
+        # llama.cpp looks for Phi-3's own special tokens where general.name says phi3
+        called = f"golden-{name}".replace("phi3", "phi-three")
+        converter.run(folder, folder / "model.gguf", golden.gguf, PRE.get(golden.tokenizer, "default"), called)
         expected = "logits.safetensors"
         if golden.gguf_reads_as:
             read = logits_of(folder, ids, **golden.gguf_reads_as)
