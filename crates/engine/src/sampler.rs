@@ -69,6 +69,21 @@ impl Sampler {
     }
 
     fn draw(&mut self, logits: &[f32], highest: f32) -> u32 {
+        let candidates = self.candidates(logits, highest);
+        let total: f64 = candidates.iter().map(|(_, w)| f64::from(*w)).sum();
+        let mut left = self.rng.random::<f64>() * total;
+        for (id, weight) in &candidates {
+            left -= f64::from(*weight);
+            if left < 0.0 {
+                return *id;
+            }
+        }
+        // Rounding may leave a sliver at the end.
+        candidates.last().map_or(0, |(id, _)| *id)
+    }
+
+    /// The tokens that may be drawn, with weights relative to the likeliest.
+    fn candidates(&self, logits: &[f32], highest: f32) -> Vec<Candidate> {
         let temperature = self.sampling.temperature;
         // An infinite logit outweighs all others; finite arithmetic says the same.
         let finite = |logit: f32| logit.min(f32::MAX);
@@ -81,16 +96,7 @@ impl Sampler {
             .filter(|(_, weight)| *weight > 0.0)
             .collect();
         self.cut(&mut candidates);
-        let total: f64 = candidates.iter().map(|(_, w)| f64::from(*w)).sum();
-        let mut left = self.rng.random::<f64>() * total;
-        for (id, weight) in &candidates {
-            left -= f64::from(*weight);
-            if left < 0.0 {
-                return *id;
-            }
-        }
-        // Rounding may leave a sliver at the end.
-        candidates.last().map_or(0, |(id, _)| *id)
+        candidates
     }
 
     /// Top-k, then top-p of what is left, then min-p. Tokens end up in a fixed order.
@@ -159,7 +165,7 @@ fn check(s: &Sampling) -> Result<(), Error> {
     };
     let finite = |x: f32| x.is_finite();
     rule(finite(s.temperature) && s.temperature >= 0.0, "temperature must be 0 or more")?;
-    rule(s.top_p > 0.0 && s.top_p <= 1.0, "top_p must be above 0 and at most 1")?;
+    rule((0.0..=1.0).contains(&s.top_p), "top_p must be between 0 and 1; 1 turns it off")?;
     rule((0.0..=1.0).contains(&s.min_p), "min_p must be between 0 and 1")?;
     rule(
         finite(s.repetition_penalty) && s.repetition_penalty > 0.0,
@@ -174,6 +180,8 @@ fn check(s: &Sampling) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, -1.0, 0.0];
@@ -206,6 +214,49 @@ mod tests {
             // Four standard errors of a share of 20,000 draws are below 0.0142.
             assert!((got - expected).abs() < 0.0142, "{got} is not {expected}");
         }
+    }
+
+    #[test]
+    fn chains_of_settings_leave_what_transformers_leaves() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../goldens/sampling/cases.json");
+        let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let numbers = |value: &Value| -> Vec<f32> {
+            value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+        };
+        let history: Vec<u32> = numbers(&golden["history"]).iter().map(|id| *id as u32).collect();
+        let cases = golden["cases"].as_array().unwrap();
+        let mut compared = 0;
+        for case in cases {
+            let mut settings = case["settings"].clone();
+            if settings.get("temperature").is_none() {
+                settings["temperature"] = 1.0.into();
+            }
+            let sampler =
+                Sampler::new(&serde_json::from_value(settings).unwrap(), &history).unwrap();
+            let mut logits = numbers(&golden["logits"][case["logits"].as_str().unwrap()]);
+            sampler.adjust(&mut logits);
+            let mut sorted = logits.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let k = sampler.sampling.top_k;
+            if (1..sorted.len()).contains(&k) && sorted[k - 1] == sorted[k] {
+                // Of equals at its edge, transformers' top-k keeps all; ours keeps k.
+                continue;
+            }
+            let best = argmax(&logits).unwrap();
+            let kept = sampler.candidates(&logits, logits[best as usize]);
+            let total: f64 = kept.iter().map(|(_, w)| f64::from(*w)).sum();
+            let mut found: Vec<f64> = kept.iter().map(|(_, w)| f64::from(*w) / total).collect();
+            found.sort_by(f64::total_cmp);
+            // Which of equal tokens is kept is ours to choose, so probabilities are compared.
+            let mut expected = numbers(&case["probabilities"]);
+            expected.sort_by(f32::total_cmp);
+            assert_eq!(found.len(), expected.len(), "{case}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found - f64::from(expected)).abs() < 1e-6, "{found} {expected}: {case}");
+            }
+            compared += 1;
+        }
+        assert!(compared > 60, "{compared} cases");
     }
 
     #[test]
@@ -280,7 +331,7 @@ mod tests {
         let bad = [
             Sampling { temperature: -1.0, ..Sampling::default() },
             Sampling { temperature: f32::NAN, ..Sampling::default() },
-            Sampling { top_p: 0.0, ..Sampling::default() },
+            Sampling { top_p: 1.5, ..Sampling::default() },
             Sampling { min_p: 1.5, ..Sampling::default() },
             Sampling { repetition_penalty: 0.0, ..Sampling::default() },
             Sampling { logit_bias: vec![(0, f32::NAN)], ..Sampling::default() },
