@@ -21,11 +21,15 @@ struct Case {
     logits: Vec<f32>,
 }
 
-fn cases() -> Vec<Case> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs");
+/// The cases of every checkpoint under `goldens/kind`.
+fn cases(kind: &str) -> Vec<Case> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens").join(kind);
     let mut cases = Vec::new();
     for entry in fs::read_dir(&folder).unwrap() {
         let folder = entry.unwrap().path();
+        if !folder.join("golden.json").exists() {
+            continue;
+        }
         let golden: Value =
             serde_json::from_str(&fs::read_to_string(folder.join("golden.json")).unwrap()).unwrap();
         for case in golden["cases"].as_array().unwrap() {
@@ -92,10 +96,10 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
     })
 }
 
-#[test]
-fn every_architecture_and_container_gives_the_logits_of_transformers() {
+/// Loads each case in passes of two sizes and says which logits differ.
+fn compare(kind: &str) {
     let mut failures = Vec::new();
-    for case in cases() {
+    for case in cases(kind) {
         for chunk in [256, 3] {
             let native = load(&case.model, Options { chunk, ..options() });
             let logits = native.scorer().unwrap().feed(&case.ids).unwrap().values;
@@ -106,4 +110,14 @@ fn every_architecture_and_container_gives_the_logits_of_transformers() {
         }
     }
     assert!(failures.is_empty(), "logits differ:\n{}", failures.join("\n"));
+}
+
+#[test]
+fn every_architecture_and_container_gives_the_logits_of_transformers() {
+    compare("archs");
+}
+
+#[test]
+fn checkpoints_quantized_by_others_give_the_logits_of_their_libraries() {
+    compare("quants");
 }
