@@ -25,6 +25,8 @@ pub enum Container {
     PyTorch,
     /// One GGUF file, or one split in parts.
     Gguf,
+    /// A checkpoint of llama2.c.
+    Llama2c,
 }
 
 impl fmt::Display for Container {
@@ -33,6 +35,7 @@ impl fmt::Display for Container {
             Self::SafeTensors => "safetensors",
             Self::PyTorch => "PyTorch",
             Self::Gguf => "GGUF",
+            Self::Llama2c => "llama2.c",
         })
     }
 }
@@ -49,6 +52,8 @@ pub struct Checkpoint {
     pub config: Map<String, Value>,
     /// A GGUF's own metadata.
     pub gguf: Option<Metadata>,
+    /// The files that the tensors are in; none for a model in memory.
+    pub files: Vec<PathBuf>,
     /// Where tokenizer and template files are.
     pub folder: Folder,
     /// The tensors as the files hold them, before quantized parts are regrouped.
@@ -73,10 +78,10 @@ impl Checkpoint {
     }
 
     fn from_parts(parts: open::Parts) -> Result<Self> {
-        let open::Parts { path, container, config, gguf, folder, tensors } = parts;
+        let open::Parts { path, container, config, gguf, files, folder, tensors } = parts;
         let weights = layout::regroup(&path, &config, &tensors)?;
         let by_name = weights.iter().enumerate().map(|(i, (n, _))| (n.clone(), i)).collect();
-        Ok(Self { path, container, config, gguf, folder, tensors, weights, by_name })
+        Ok(Self { path, container, config, gguf, files, folder, tensors, weights, by_name })
     }
 
     /// The weights' names in file order; the parts of a quantized weight are one, under its plain

@@ -14,6 +14,8 @@ pub enum Folder {
     Disk(PathBuf),
     /// Files held in memory, such as the embedded demo model.
     Memory(Vec<(String, Buf)>),
+    /// Files on disk that stand in for those of a folder: `(name, path)`.
+    Files(Vec<(String, PathBuf)>),
     /// A single file without neighbours that belong to it.
     None,
 }
@@ -29,6 +31,7 @@ impl Folder {
             Self::Memory(files) => {
                 Ok(files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.clone()))
             }
+            Self::Files(_) => self.path(name).map(|path| mapped::map(&path)).transpose(),
             Self::None => Ok(None),
         }
     }
@@ -37,6 +40,9 @@ impl Folder {
     pub fn path(&self, name: &str) -> Option<PathBuf> {
         match self {
             Self::Disk(folder) => Some(folder.join(name)).filter(|p| p.is_file()),
+            Self::Files(files) => {
+                files.iter().find(|(n, _)| n == name).map(|(_, path)| path.clone())
+            }
             Self::Memory(_) | Self::None => None,
         }
     }
@@ -46,6 +52,7 @@ impl Folder {
         let mut names = match self {
             Self::Disk(folder) => list(folder)?,
             Self::Memory(files) => files.iter().map(|(name, _)| name.clone()).collect(),
+            Self::Files(files) => files.iter().map(|(name, _)| name.clone()).collect(),
             Self::None => Vec::new(),
         };
         names.sort();

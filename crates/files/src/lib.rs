@@ -12,6 +12,7 @@ mod folder;
 pub mod gguf;
 mod hub;
 mod layout;
+mod llama2c;
 mod mapped;
 mod near;
 mod open;

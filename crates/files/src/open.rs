@@ -10,7 +10,8 @@ use lathe_base::Buf;
 use serde_json::{Map, Value};
 
 use crate::{
-    Container, Error, Folder, Result, Tensors, gguf, mapped, near::nearest, pytorch, safetensors,
+    Container, Error, Folder, Result, Tensors, gguf, llama2c, mapped, near::nearest, pytorch,
+    safetensors,
 };
 
 /// What [`Checkpoint`](crate::Checkpoint) is made of.
@@ -19,6 +20,7 @@ pub(crate) struct Parts {
     pub(crate) container: Container,
     pub(crate) config: Map<String, Value>,
     pub(crate) gguf: Option<gguf::Metadata>,
+    pub(crate) files: Vec<PathBuf>,
     pub(crate) folder: Folder,
     pub(crate) tensors: Tensors,
 }
@@ -36,40 +38,77 @@ pub(crate) fn path(path: &Path) -> Result<Parts> {
 
 /// Opens a Hugging Face folder, on disk or in memory.
 pub(crate) fn folder(path: &Path, folder: Folder) -> Result<Parts> {
-    let found = Shards::find(path, &folder)?;
+    let found = match Shards::find(path, &folder) {
+        Ok(found) => found,
+        Err(error) => return llama2c_within(path, &folder)?.ok_or(error),
+    };
     if found.container == Container::Gguf {
         return gguf_parts(path, &folder, &found.files[0]);
     }
-    let config = config(path, &folder)?;
+    let config = match config(path, &folder) {
+        Ok(config) => config,
+        Err(error) => return llama2c_within(path, &folder)?.ok_or(error),
+    };
     let mut tensors = Tensors::default();
     for name in &found.files {
         let whole = folder.read(name)?.ok_or_else(|| found.lost(path, name))?;
         read_into(&path.join(name), &whole, &mut tensors)?;
     }
     found.check(path, &tensors)?;
-    Ok(Parts {
-        path: path.to_owned(),
-        container: found.container,
-        config,
-        gguf: None,
-        folder,
-        tensors,
-    })
+    let files = found.files.iter().filter_map(|name| folder.path(name)).collect();
+    let (path, container) = (path.to_owned(), found.container);
+    Ok(Parts { path, container, config, gguf: None, files, folder, tensors })
 }
 
-/// Opens a single weights file; its config is read from the folder that it lies in.
+/// Opens a single weights file; its config is read from the folder that it lies in. One shard of
+/// several stands for all of them.
 fn file(path: &Path) -> Result<Parts> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = Folder::Disk(parent.to_owned());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     let whole = mapped::map(path)?;
     if gguf::looks_like(&whole) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
         return gguf_parts(path, &folder, &name);
+    }
+    if let Some(sizes) = llama2c::Sizes::of(&whole) {
+        return llama2c_parts(path, &whole, sizes);
+    }
+    if Part::of(&name).is_some() {
+        return self::folder(parent, folder);
     }
     let mut tensors = Tensors::default();
     let container = read_into(path, &whole, &mut tensors)?;
     let config = config(parent, &folder)?;
-    Ok(Parts { path: path.to_owned(), container, config, gguf: None, folder, tensors })
+    let (path, files) = (path.to_owned(), vec![path.to_owned()]);
+    Ok(Parts { path, container, config, gguf: None, files, folder, tensors })
+}
+
+/// The llama2.c checkpoint in a folder that is no Hugging Face folder, if there is one.
+fn llama2c_within(path: &Path, folder: &Folder) -> Result<Option<Parts>> {
+    for name in folder.names()?.iter().filter(|name| name.ends_with(".bin")) {
+        let Some(file) = folder.path(name) else { continue };
+        let whole = mapped::map(&file)?;
+        if let Some(sizes) = llama2c::Sizes::of(&whole) {
+            return llama2c_parts(&path.join(name), &whole, sizes).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Opens a llama2.c checkpoint; the one SentencePiece model beside it is its tokenizer.
+fn llama2c_parts(path: &Path, whole: &Buf, sizes: llama2c::Sizes) -> Result<Parts> {
+    let mut tensors = Tensors::default();
+    sizes.read(path, whole, &mut tensors)?;
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let beside = Folder::Disk(parent.to_owned()).names()?;
+    let mut models = beside.iter().filter(|name| name.ends_with(".model"));
+    let folder = match (models.next(), models.next()) {
+        (Some(one), None) => Folder::Files(vec![("tokenizer.model".to_owned(), parent.join(one))]),
+        _ => Folder::None,
+    };
+    let (container, config) = (Container::Llama2c, sizes.config());
+    let (path, files) = (path.to_owned(), vec![path.to_owned()]);
+    Ok(Parts { path, container, config, gguf: None, files, folder, tensors })
 }
 
 /// Opens a GGUF file and, where it is one of several parts, the others beside it.
@@ -91,9 +130,11 @@ fn gguf_parts(path: &Path, folder: &Folder, name: &str) -> Result<Parts> {
     let metadata = first.unwrap_or_default();
     split(path, &metadata, files.len(), tensors.len())?;
     let config = gguf::config(path, &metadata, &tensors)?;
+    let files = files.iter().filter_map(|name| folder.path(name)).collect();
     let (path, container) = (path.to_owned(), Container::Gguf);
     // A GGUF is complete in itself: what lies beside it may belong to another model.
-    Ok(Parts { path, container, config, gguf: Some(metadata), folder: Folder::None, tensors })
+    let folder = Folder::None;
+    Ok(Parts { path, container, config, gguf: Some(metadata), files, folder, tensors })
 }
 
 /// Holds what the first part says about the split against what was found.
