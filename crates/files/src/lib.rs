@@ -26,6 +26,7 @@ pub use dtype::Dtype;
 pub use error::Error;
 pub use folder::Folder;
 pub use hub::{Hub, fetch, locate};
+pub use mapped::release;
 pub use tensors::{Stored, Tensors};
 pub use write::{FolderPlan, Planned, Target, Writer, write_folder, write_gguf};
 

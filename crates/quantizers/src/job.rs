@@ -42,7 +42,7 @@ pub struct About {
 }
 
 /// Carries out `job` tensor by tensor, in memory of the largest coded tensor and one expanded row
-/// per thread.
+/// per thread; the source's pages are given back as it is gone through.
 ///
 /// The result is written beside its name and takes it only when it is complete. Stopped at any
 /// point, be it by `progress`, a full disk or a kill, the same call goes on where it stopped; the
@@ -111,6 +111,7 @@ impl Job<'_> {
         writer.add(&planned.name, &planned.shape, &blocks)?;
         let measured = self.measure && same.is_none();
         let loss = measured.then(|| deviation(&numbers, &blocks, self.threads));
+        numbers.release();
         Ok(Done { copied: same.is_some(), ..planned.done(loss) })
     }
 

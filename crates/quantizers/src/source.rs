@@ -44,6 +44,11 @@ impl Numbers {
         Ok(Self { parts, rows, cols })
     }
 
+    /// Lets go of the memory that the numbers' pages occupy.
+    pub(crate) fn release(&self) {
+        self.parts.iter().for_each(|part| lathe_files::release(&part.blocks.data));
+    }
+
     /// The one stored matrix that these numbers are, if they are in `format` already and in order.
     pub(crate) fn in_order(&self, format: &dyn AnyFormat) -> Option<&Blocks> {
         match self.parts.as_slice() {

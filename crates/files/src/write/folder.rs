@@ -328,7 +328,11 @@ fn intact(partial: &Path, shards: &[Shard], entries: &[Entry]) -> usize {
             (end <= map.len()).then(|| map.slice(start..end))
         };
         let data: Option<Vec<Buf>> = fixed.zip(at).map(slice).collect();
-        data.is_some_and(|data| Checksum::of(&data) == entry.sum)
+        data.is_some_and(|data| {
+            let sum = Checksum::of(&data);
+            data.iter().for_each(mapped::release);
+            sum == entry.sum
+        })
     };
     let all = entries.iter().zip(tensors);
     all.take_while(|(entry, (parts, at, map))| holds(entry, parts, at, map)).count()

@@ -112,7 +112,12 @@ fn intact(partial: &Path, layout: &Layout, plan: &[Planned], entries: &[Entry]) 
     let holds = |((entry, planned), (at, bytes)): ((&Entry, &Planned), (&u64, &usize))| {
         let at = *at as usize;
         let data = (at + bytes <= whole.len()).then(|| whole.slice(at..at + bytes));
-        entry.name == planned.name && data.is_some_and(|d| Checksum::of(&[d]) == entry.sum)
+        entry.name == planned.name
+            && data.is_some_and(|data| {
+                let sum = Checksum::of(std::slice::from_ref(&data));
+                mapped::release(&data);
+                sum == entry.sum
+            })
     };
     let places = layout.offsets.iter().zip(&layout.bytes);
     entries.iter().zip(plan).zip(places).take_while(|all| holds(*all)).count()
