@@ -15,18 +15,23 @@ use crate::{BatchSample, Error, RequestSample, Trial};
 /// engine gets the same ids, no tokenizer is involved, and a dense model's speed does not depend
 /// on what they say. Generation is greedy and runs past end-of-text tokens, so that every
 /// candidate makes the same number of tokens.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Workload {
     pub prompt_tokens: usize,
     pub new_tokens: usize,
-    /// Requests in a trial, one after another, after the warm-up.
+    /// Requests in a trial, one after another, after the warm-up; more where they take less than
+    /// `at_least` together, so that a small model's figures do not hang on a few milliseconds.
     pub requests: usize,
+    pub at_least: Seconds,
     /// Requests before that, not counted.
     pub warmup: usize,
     /// Numbers of streams to decode together; 1 is measured by `requests`.
     pub streams: Vec<usize>,
     pub seed: u64,
 }
+
+/// However fast an engine is, its samples must fit a record that people can keep.
+const MOST_REQUESTS: usize = 64;
 
 impl Workload {
     /// The longest sequence that the workload makes.
@@ -60,12 +65,19 @@ pub fn measure(
 ) -> Result<Trial, Error> {
     let vocab = engine.info().vocab;
     let mut requests = Vec::with_capacity(workload.requests);
-    for number in 0..workload.warmup + workload.requests {
+    for number in 0..workload.warmup {
         progress.check()?;
+        single(engine, &workload.request(vocab, number as u64))?;
+    }
+    let mut spent = 0.0;
+    while requests.len() < workload.requests
+        || (spent < workload.at_least.0 && requests.len() < MOST_REQUESTS)
+    {
+        progress.check()?;
+        let number = workload.warmup + requests.len();
         let sample = single(engine, &workload.request(vocab, number as u64))?;
-        if number >= workload.warmup {
-            requests.push(sample);
-        }
+        spent += sample.end.0;
+        requests.push(sample);
     }
     let mut batches = Vec::new();
     for &streams in workload.streams.iter().filter(|&&n| n > 1 && engine.info().caps.batch) {
@@ -75,19 +87,25 @@ pub fn measure(
     Ok(Trial { info: engine.info().clone(), load, peak_memory: peak_resident(), requests, batches })
 }
 
+/// The time since `start`, in whole microseconds: finer is below the clock's own noise, and would
+/// double the size of the record.
+fn stamp(start: Instant) -> Seconds {
+    Seconds(start.elapsed().as_micros() as f64 / 1e6)
+}
+
 fn single(engine: &dyn Engine, request: &Request) -> Result<RequestSample, Error> {
     let mut tokens = Vec::with_capacity(request.max_tokens);
     let mut prefilled = None;
     let start = Instant::now();
     engine.generate(request, &mut |event| {
-        let at = Seconds::from(start.elapsed());
+        let at = stamp(start);
         match event {
             Event::Prefilled { .. } => prefilled = Some(at),
             Event::Token { .. } => tokens.push(at),
         }
         Flow::Continue
     })?;
-    let end = start.elapsed().into();
+    let end = stamp(start);
     complete(request.max_tokens, tokens.len())?;
     Ok(RequestSample { prompt_tokens: request.prompt.len(), prefilled, tokens, end })
 }

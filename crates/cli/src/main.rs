@@ -10,7 +10,7 @@ mod texts;
 mod ui;
 mod walk;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -47,5 +47,10 @@ fn start_log(verbose: u8) {
         _ => "warn,lathe=debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .init();
 }

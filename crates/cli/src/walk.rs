@@ -10,8 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use lathe_base::Progress;
-use lathe_base::Seconds;
+use lathe_base::{Progress, Seconds};
 use lathe_bench::{Launcher, Workload};
 use lathe_machine::Machine;
 use lathe_optimize::{
@@ -88,7 +87,7 @@ fn start(args: &OptimizeArgs, progress: &dyn Progress) -> anyhow::Result<(PathBu
     progress.at("looking at the machine", 0, 1);
     let machine = Machine::analyse(Some(settings.threads));
     let model = shop.model_facts(&name, progress)?;
-    let plan = planned(&shop, &settings, &machine, &model.stored_format);
+    let plan = planned(&shop, &settings, &machine, &model.stored_format, progress);
     announce(&plan, progress);
     let folder = args.run.clone().unwrap_or_else(|| {
         Path::new(RUNS).join(jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string())
@@ -168,6 +167,7 @@ fn settings(args: &OptimizeArgs, model_context: usize) -> anyhow::Result<Setting
             prompt_tokens,
             new_tokens,
             requests: measuring.requests,
+            at_least: Seconds(0.3),
             warmup: 1,
             streams,
             seed: measuring.seed,
@@ -185,7 +185,13 @@ fn settings(args: &OptimizeArgs, model_context: usize) -> anyhow::Result<Setting
 }
 
 /// Sizes every candidate and orders those worth trying.
-fn planned(shop: &Shop, settings: &Settings, machine: &Machine, stored: &str) -> Vec<Planned> {
+fn planned(
+    shop: &Shop,
+    settings: &Settings,
+    machine: &Machine,
+    stored: &str,
+    progress: &dyn Progress,
+) -> Vec<Planned> {
     let basis = Basis {
         spec: shop.spec(),
         machine,
@@ -209,7 +215,7 @@ fn planned(shop: &Shop, settings: &Settings, machine: &Machine, stored: &str) ->
         .collect();
     rank(&mut others, &settings.requirements);
     if let Some(why) = base_trouble {
-        tracing::warn!("the base model itself {why}; it is measured for comparison");
+        progress.note(&format!("the base model itself {why}; it is measured for comparison"));
     }
     std::iter::once(base).chain(others).collect()
 }

@@ -40,7 +40,8 @@ pub fn judge(run: &Run) -> Report {
         rows.iter().filter(|r| !run.given_up.contains_key(&r.id)).cloned().collect();
     let complete = all_tried(run);
     let outcome = picks::outcome(&judged, required, complete);
-    let picks = picks::picks(&judged, required, run.settings.weights);
+    let paired = |a: &str, b: &str| ratio(&run.rounds, a, b, run.settings.level);
+    let picks = picks::picks(&judged, required, run.settings.weights, &paired);
     let batch = run.settings.batch;
     let advice = match outcome {
         Outcome::Unmet | Outcome::Undecided => relaxations(&judged, &requirements, batch),

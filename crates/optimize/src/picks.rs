@@ -1,5 +1,5 @@
 use lathe_report::{Outcome, Pick, Row, Weights};
-use lathe_stats::Verdict;
+use lathe_stats::{Interval, Verdict};
 
 use crate::requirements::{Unit, three_digits};
 
@@ -46,7 +46,15 @@ fn best(
 }
 
 /// The recommendations that the figures give.
-pub(crate) fn picks(rows: &[Row], required: bool, weights: Weights) -> Vec<Pick> {
+///
+/// `ratio` gives the speed of one row over another's, paired by round: what cannot be told from the
+/// fastest is named beside it.
+pub(crate) fn picks(
+    rows: &[Row],
+    required: bool,
+    weights: Weights,
+    ratio: &dyn Fn(&str, &str) -> Option<Interval>,
+) -> Vec<Pick> {
     let mut picks = Vec::new();
     if required && let Some(row) = best_that_meets(rows) {
         let margins: Vec<&str> = row.verdicts.iter().map(|v| v.text.as_str()).collect();
@@ -58,7 +66,8 @@ pub(crate) fn picks(rows: &[Row], required: bool, weights: Weights) -> Vec<Pick>
         ));
     }
     if let Some(row) = top(rows, |r| r.decode.map(|i| i.point)) {
-        picks.push(pick("fastest", "Fastest", row, why_fastest(row)));
+        let why = why_fastest(row) + &as_fast(rows, row, ratio);
+        picks.push(pick("fastest", "Fastest", row, why));
     }
     if let Some(row) = top(rows, |r| r.needed_memory.map(|b| -(b.0 as f64))) {
         picks.push(pick("smallest", "Most memory-efficient", row, why_smallest(row)));
@@ -134,6 +143,21 @@ fn why_fastest(row: &Row) -> String {
             &format!(", {:.2} times the base ({:.2} to {:.2})", ratio.point, ratio.low, ratio.high);
     }
     why
+}
+
+/// The rows that the rounds do not tell from the fastest.
+fn as_fast(rows: &[Row], fastest: &Row, ratio: &dyn Fn(&str, &str) -> Option<Interval>) -> String {
+    let close: Vec<&str> = rows
+        .iter()
+        .filter(|row| row.id != fastest.id)
+        .filter(|row| ratio(&fastest.id, &row.id).is_some_and(|r| r.low <= 1.0))
+        .map(|row| row.label.as_str())
+        .collect();
+    if close.is_empty() {
+        String::new()
+    } else {
+        format!("; too close to call: {}", close.join(", "))
+    }
 }
 
 fn why_smallest(row: &Row) -> String {

@@ -55,6 +55,16 @@ pub(crate) enum Unit {
 }
 
 impl Unit {
+    /// An interval with its unit once.
+    pub(crate) fn range(self, low: f64, high: f64) -> String {
+        match self {
+            Self::Rate | Self::Nats | Self::Money => {
+                format!("{} to {}", three_digits(low), three_digits(high))
+            }
+            _ => format!("{} to {}", self.show(low), self.show(high)),
+        }
+    }
+
     pub(crate) fn show(self, value: f64) -> String {
         match self {
             Self::Memory => Bytes(value.max(0.0) as u64).to_string(),

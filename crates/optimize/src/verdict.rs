@@ -24,7 +24,7 @@ fn describe(requirement: &Requirement, figure: &Interval) -> String {
     } else if figure.high >= f64::MAX {
         " (one round: no interval yet)".to_owned()
     } else {
-        format!(" ({} to {})", show(figure.low), show(figure.high))
+        format!(" ({})", requirement.unit.range(figure.low, figure.high))
     };
     format!(
         "{} {}{spread}, {} {} required",
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(by_name("max-kl").outcome, Says::Undecided);
         assert_eq!(
             by_name("max-kl").text,
-            "KL divergence 0.0150 nats/token (0.0100 nats/token to 0.0250 nats/token), at most 0.0200 nats/token required"
+            "KL divergence 0.0150 nats/token (0.0100 to 0.0250), at most 0.0200 nats/token required"
         );
     }
 

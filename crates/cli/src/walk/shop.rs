@@ -172,8 +172,8 @@ impl Shop {
         }
         if self.data.facts.documents < lathe_stats::SMALLEST_BOOTSTRAP {
             list.push(format!(
-                "the text has only {} documents: intervals of quality are over pieces of them and somewhat too short",
-                self.data.facts.documents
+                "the text has fewer than {} documents: intervals of quality are over pieces of them and somewhat too short",
+                lathe_stats::SMALLEST_BOOTSTRAP
             ));
         }
         list

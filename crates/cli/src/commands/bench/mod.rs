@@ -84,6 +84,7 @@ impl Timing {
         Workload {
             prompt_tokens: self.prompt_tokens,
             new_tokens: self.new_tokens,
+            at_least: lathe_base::Seconds(0.3),
             requests: self.requests,
             warmup: self.warmup,
             streams: streams.to_vec(),
