@@ -29,7 +29,7 @@ impl fmt::Debug for Hf {
     }
 }
 
-/// What [`Hf::new`] makes: the encoder, and what is known about its tokens.
+/// What [`Hf::build`] makes: the encoder, and what is known about its tokens.
 pub(crate) struct Parts {
     pub(crate) hf: Hf,
     pub(crate) vocabulary: Vocabulary,
@@ -41,7 +41,7 @@ impl Hf {
     ///
     /// What only training, batching or truncation need is left out, and so are the parts that
     /// [`Affixes`] and [`Surface`] take over.
-    pub(crate) fn new(file: &str, mut json: Value, settings: &Settings) -> Result<Parts> {
+    pub(crate) fn build(file: &str, mut json: Value, settings: &Settings) -> Result<Parts> {
         check(file, &json)?;
         let post_processor = take(&mut json, "post_processor");
         let surface = Surface::read(file, &take(&mut json, "decoder"))?;

@@ -79,14 +79,23 @@ impl Settings {
         })
     }
 
-    /// Replaces the normalizer, pre-tokenizer and decoder of a `tokenizer.json` where transformers
-    /// builds its own instead: for a `LlamaTokenizer` of the Llama family, unless it is byte-level.
-    /// Other families with this class (Mistral, Phi-3) are read as their file says.
+    /// Does to a `tokenizer.json` what transformers does for a `LlamaTokenizer` of the Llama
+    /// family: it takes vocabulary and merges from the file and all else from its own rules, unless
+    /// the file is byte-level. Characters that are not in the vocabulary become bytes, and where
+    /// there are no bytes they are left out; there is no unknown token. Other families with this
+    /// class (Mistral, Phi-3) are read as their file says.
+    ///
+    /// **Source**: transformers 5, `models/llama/tokenization_llama.py` and `AutoTokenizer`.
     pub(crate) fn override_pipeline(&self, json: &mut Value) {
         let llama = matches!(self.model_type.as_str(), "" | "llama");
         let byte_level = || json.get("pre_tokenizer").is_some_and(mentions_byte_level);
         if self.class != "LlamaTokenizer" || !llama || byte_level() {
             return;
+        }
+        if let Some(model) = json.get_mut("model").and_then(Value::as_object_mut) {
+            model.insert("unk_token".to_owned(), Value::Null);
+            model.insert("fuse_unk".to_owned(), true.into());
+            model.insert("byte_fallback".to_owned(), true.into());
         }
         if let (Value::Object(pipeline), Some(json)) = (llama_pipeline(self), json.as_object_mut())
         {

@@ -27,10 +27,6 @@ impl Surface {
         Self { byte_tokens: true, replace, strip, ..Self::default() }
     }
 
-    pub(crate) fn byte_level() -> Self {
-        Self { byte_level: true, ..Self::default() }
-    }
-
     /// Reads the `decoder` of a `tokenizer.json`.
     pub(crate) fn read(file: &str, decoder: &Value) -> Result<Self> {
         let mut surface = Self::default();

@@ -43,8 +43,8 @@ struct Kept {
 
 #[derive(Debug)]
 enum Engine {
-    Hf(Hf),
-    Spm(Spm),
+    Hf(Box<Hf>),
+    Spm(Box<Spm>),
 }
 
 /// The ids with a role.
@@ -134,7 +134,13 @@ impl Tokenizer {
         settings.stop_ids = vocab.ends();
         let mut all = if vocab.model() == "llama" {
             let (spm, vocabulary) = vocab.spm()?;
-            Self::assemble(file, Engine::Spm(spm), vocabulary, Affixes::default(), &settings)
+            Self::assemble(
+                file,
+                Engine::Spm(Box::new(spm)),
+                vocabulary,
+                Affixes::default(),
+                &settings,
+            )
         } else {
             Self::hf(file, vocab.to_json()?, &settings)?
         };
@@ -144,8 +150,8 @@ impl Tokenizer {
     }
 
     fn hf(file: &str, json: Value, settings: &Settings) -> Result<Self> {
-        let hf::Parts { hf, vocabulary, affixes } = Hf::new(file, json, settings)?;
-        Ok(Self::assemble(file, Engine::Hf(hf), vocabulary, affixes, settings))
+        let hf::Parts { hf, vocabulary, affixes } = Hf::build(file, json, settings)?;
+        Ok(Self::assemble(file, Engine::Hf(Box::new(hf)), vocabulary, affixes, settings))
     }
 
     fn assemble(

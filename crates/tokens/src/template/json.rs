@@ -16,13 +16,10 @@ pub(super) fn to_json(value: &Value, rest: Rest<Value>, kwargs: Kwargs) -> Resul
         Ok(named.or_else(|| rest.get(place).cloned()).filter(|v| !v.is_none()))
     };
     let ascii = argument(0, "ensure_ascii")?.is_some_and(|v| v.is_true());
-    let indent = match argument(1, "indent")? {
-        None => None,
-        Some(v) => Some(match v.as_str() {
-            Some(text) => text.to_owned(),
-            None => " ".repeat(v.as_usize().unwrap_or(0).min(MAX_DEPTH)),
-        }),
-    };
+    let indent = argument(1, "indent")?.map(|v| match v.as_str() {
+        Some(text) => text.to_owned(),
+        None => " ".repeat(v.as_usize().unwrap_or(0).min(MAX_DEPTH)),
+    });
     let (item, key) = match argument(2, "separators")? {
         Some(pair) => {
             let text = |i| pair.get_item_by_index(i).map(|v| v.to_string());
