@@ -28,7 +28,7 @@ pub use folder::Folder;
 pub use hub::{Hub, fetch, locate};
 pub use mapped::release;
 pub use tensors::{Stored, Tensors};
-pub use write::{FolderPlan, Planned, Target, Writer, write_folder, write_gguf};
+pub use write::{FolderPlan, Planned, Target, Writer, folder_bytes, write_folder, write_gguf};
 
 /// What everything here returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

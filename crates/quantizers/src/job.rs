@@ -167,7 +167,7 @@ impl Job<'_> {
 }
 
 impl Planned {
-    fn for_file(&self) -> lathe_files::Planned {
+    pub(crate) fn for_file(&self) -> lathe_files::Planned {
         lathe_files::Planned {
             name: self.name.clone(),
             shape: self.shape.clone(),

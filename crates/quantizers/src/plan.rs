@@ -85,6 +85,17 @@ impl Plan {
         self.tensors.iter().map(Planned::bytes).sum()
     }
 
+    /// Bytes of all tensors in the result's files, headers and descriptions in words left out.
+    pub fn file_bytes(&self) -> Bytes {
+        let stored = |planned: &Planned| match self.target {
+            Target::Gguf => planned.bytes(),
+            Target::SafeTensors => {
+                lathe_files::folder_bytes(&planned.for_file()).unwrap_or(planned.bytes())
+            }
+        };
+        self.tensors.iter().map(stored).sum()
+    }
+
     /// Numbers in all tensors.
     pub fn parameters(&self) -> u64 {
         self.tensors.iter().map(|t| t.rows as u64 * t.cols as u64).sum()

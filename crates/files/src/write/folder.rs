@@ -92,6 +92,14 @@ pub fn write_folder(target: Target<'_>, plan: FolderPlan<'_>) -> Result<Box<dyn 
     }))
 }
 
+/// What the numbers of a planned weight take in a safetensors folder; a description in words of a
+/// few hundred bytes, which bitsandbytes adds, is not counted. `None` where
+/// [`write_folder`] has no layout for it.
+pub fn folder_bytes(planned: &Planned) -> Option<Bytes> {
+    let parts = Part::plan(&planned.name, &planned.shape, planned.format)?;
+    Some(Bytes(parts.iter().map(size).sum()))
+}
+
 /// The journal's name inside the partial folder; gone before the folder gets its name.
 const JOURNAL: &str = "lathe.journal";
 

@@ -15,7 +15,7 @@ use lathe_formats::{AnyFormat, Blocks};
 
 use crate::Result;
 
-pub use folder::{FolderPlan, write_folder};
+pub use folder::{FolderPlan, folder_bytes, write_folder};
 pub use gguf::write_gguf;
 
 /// A tensor that will be written.
