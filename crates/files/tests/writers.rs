@@ -284,6 +284,18 @@ fn another_fingerprint_starts_anew() {
 }
 
 #[test]
+fn what_another_plan_left_behind_does_not_get_into_the_model() {
+    let tensors = tensors("int8");
+    let place = tempfile::tempdir().unwrap();
+    let (whole, path) = (place.path().join("whole"), place.path().join("model"));
+    write(folder(&whole, &tensors, 1 << 30).unwrap(), &tensors);
+    drop(folder(&path, &tensors, 1).unwrap());
+    fs::write(place.path().join("model.partial/tokenizer.json.77.partial"), "torn").unwrap();
+    write(folder(&path, &tensors, 1 << 30).unwrap(), &tensors);
+    assert_eq!(contents(&path), contents(&whole));
+}
+
+#[test]
 fn an_older_model_stays_until_the_new_one_is_complete() {
     let tensors = tensors("nf4");
     let place = tempfile::tempdir().unwrap();

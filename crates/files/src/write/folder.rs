@@ -76,6 +76,7 @@ pub fn write_folder(target: Target<'_>, plan: FolderPlan<'_>) -> Result<Box<dyn 
         let path = partial.join(&shard.name);
         files.push(Sparse::open(&path, shard.data + shard.fixed, !entries.is_empty())?);
     }
+    clear(&partial, &shards)?;
     copy_sides(plan.sides, &partial)?;
     Ok(Box::new(FolderWriter {
         path: target.path.to_owned(),
@@ -421,6 +422,17 @@ fn dense_modules(tensors: &[Planned]) -> Vec<String> {
 
 fn module(name: &str) -> &str {
     name.strip_suffix(".weight").unwrap_or(name)
+}
+
+/// Removes from a partial folder what an earlier run of another plan, or a crash, left in it.
+fn clear(partial: &Path, shards: &[Shard]) -> Result<()> {
+    for name in Folder::Disk(partial.to_owned()).names()? {
+        if name != JOURNAL && !shards.iter().any(|shard| shard.name == name) {
+            let path = partial.join(name);
+            fs::remove_file(&path).map_err(|e| Error::io(&path, "remove", e))?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies what describes the model and is not its weights.
