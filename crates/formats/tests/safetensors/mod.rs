@@ -5,18 +5,18 @@ use std::{collections::BTreeMap, fs, ops::Index};
 use half::{bf16, f16};
 use serde_json::Value;
 
-pub struct Tensors(BTreeMap<String, Tensor>);
+pub(crate) struct Tensors(BTreeMap<String, Tensor>);
 
 #[derive(Clone)]
-pub struct Tensor {
-    pub dtype: String,
-    pub shape: Vec<usize>,
-    pub data: Vec<u8>,
+pub(crate) struct Tensor {
+    pub(crate) dtype: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Vec<u8>,
 }
 
 impl Tensors {
     /// Reads a file under `goldens/`.
-    pub fn open(name: &str) -> Self {
+    pub(crate) fn open(name: &str) -> Self {
         let path = format!("{}/../../goldens/{name}", env!("CARGO_MANIFEST_DIR"));
         let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -33,11 +33,11 @@ impl Tensors {
         Self(named.map(|(name, v)| (name.clone(), tensor(v))).collect())
     }
 
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Tensor> {
         self.0.get(name)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.0.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 }
@@ -59,11 +59,11 @@ impl Index<&String> for Tensors {
 }
 
 impl Tensor {
-    pub fn matrix(&self) -> (usize, usize) {
+    pub(crate) fn matrix(&self) -> (usize, usize) {
         (self.shape[..self.shape.len() - 1].iter().product(), self.shape[self.shape.len() - 1])
     }
 
-    pub fn floats(&self) -> Vec<f32> {
+    pub(crate) fn floats(&self) -> Vec<f32> {
         let pairs = self.data.chunks_exact(2).map(|c| [c[0], c[1]]);
         match self.dtype.as_str() {
             "F32" => {
