@@ -35,6 +35,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes the paged cache.
     fn cache(&self, shape: CacheShape) -> Result<Self::Cache, Error>;
 
+    /// Whether a weight still reads the bytes that it was made from.
+    fn reads_source(&self, weight: &Self::Weight) -> bool;
+
     /// Bytes that a weight takes.
     fn weight_bytes(&self, weight: &Self::Weight) -> usize;
 

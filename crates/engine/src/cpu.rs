@@ -93,6 +93,13 @@ impl Backend for Cpu {
         Ok(CpuCache { pages, head_dim })
     }
 
+    fn reads_source(&self, weight: &CpuWeight) -> bool {
+        match weight {
+            CpuWeight::Table(_) => true,
+            CpuWeight::Matrix(matrix) => matrix.reads_source(),
+        }
+    }
+
     fn weight_bytes(&self, weight: &CpuWeight) -> usize {
         match weight {
             CpuWeight::Table(blocks) => blocks.bytes(),

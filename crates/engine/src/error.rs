@@ -1,4 +1,5 @@
 use lathe_base::Bytes;
+use lathe_models::Role;
 
 /// Why the native engine could not load a model or run it.
 #[non_exhaustive]
@@ -15,8 +16,8 @@ pub enum Error {
     UnevenLayers { layer: usize },
 
     /// A weight that would turn every result into NaN.
-    #[error("tensor `{tensor}` holds {value} at {index}; the file is damaged")]
-    NotFinite { tensor: String, index: usize, value: f32 },
+    #[error("tensor `{tensor}` ({role}) holds {value} at {index}; the file is damaged")]
+    NotFinite { tensor: String, role: Role, index: usize, value: f32 },
 
     #[error("{} of working memory cannot be allocated; lower --context or --batch", Bytes(*bytes as u64))]
     Memory { bytes: usize },

@@ -456,3 +456,53 @@ fn passes(feeds: &[Feed<'_>], chunk: usize) -> Vec<Pass> {
     passes.retain(|pass| !pass.tokens.is_empty());
     passes
 }
+
+#[cfg(test)]
+mod tests {
+    use lathe_kernels::Precision;
+    use lathe_models::{Config, read_config};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{Rounding, cpu::Cpu};
+
+    fn spec(arch: &str) -> Spec {
+        let config = json!({
+            "architectures": [arch], "vocab_size": 96, "hidden_size": 40, "num_hidden_layers": 2,
+            "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
+            "intermediate_size": 112, "max_position_embeddings": 64,
+        });
+        let Value::Object(map) = config else { unreachable!() };
+        read_config(&Config::new(map)).unwrap().1
+    }
+
+    #[test]
+    fn working_memory_is_what_the_spec_says() {
+        for arch in ["LlamaForCausalLM", "Gemma3ForCausalLM"] {
+            let spec = spec(arch);
+            let b =
+                Buffers::new(&Cpu::new(1, Precision::Exact, Rounding::None), &spec, 24).unwrap();
+            let all = [&b.x, &b.normed, &b.branch, &b.q, &b.mixed, &b.k, &b.v, &b.gate, &b.up];
+            let numbers: usize = all.iter().map(|buffer| buffer.len()).sum();
+            let bytes = 4 * (numbers + b.logits.len()) as u64;
+            assert_eq!(bytes, spec.activation_bytes(24, LOGIT_ROWS).0, "{arch}");
+        }
+    }
+
+    #[test]
+    fn feeds_are_cut_into_passes_that_keep_their_order() {
+        let free = FreePages::new(8);
+        let sequence = |len| Sequence { table: free.table(), len, horizon: len };
+        let (mut a, mut b) = (sequence(5), sequence(0));
+        let feeds = [
+            Feed { sequence: &mut a, tokens: &[1, 2, 3], horizon: 8, want: Want::Last },
+            Feed { sequence: &mut b, tokens: &[4, 5], horizon: 2, want: Want::All },
+        ];
+        let passes = passes(&feeds, 2);
+        let tokens: Vec<_> = passes.iter().map(|pass| pass.tokens.clone()).collect();
+        assert_eq!(tokens, [vec![1, 2], vec![3, 4], vec![5]]);
+        assert_eq!(passes[1].runs, [(0, 0..1, 7), (1, 1..2, 0)]);
+        let wanted: Vec<_> = passes.iter().map(|pass| pass.wanted.clone()).collect();
+        assert_eq!(wanted, [vec![], vec![0, 1], vec![0]]);
+    }
+}

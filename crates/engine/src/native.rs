@@ -98,7 +98,16 @@ impl Native {
             })?;
             Ok(model.load(checkpoint, found)?)
         };
-        let mut native = Self::from_weights(model.spec.clone(), source, options)?;
+        let native = Self::from_weights(model.spec.clone(), source, options);
+        let mut native = native.map_err(|error| match error {
+            // The network knows roles only; here their names in the file are known.
+            Error::NotFinite { role, index, value, .. } => {
+                let tensor =
+                    model.find(role).map_or_else(|| role.to_string(), |w| w.tensor.name.clone());
+                Error::NotFinite { tensor, role, index, value }
+            }
+            other => other,
+        })?;
         native.tokenizer = tokenizer.into();
         Ok(native)
     }

@@ -77,7 +77,11 @@ impl<B: Backend> Loaded<B> {
             Kind::Embedding => Use::Table,
             Kind::Head | Kind::Linear => Use::Product,
         };
+        let source = blocks.data.clone();
         let weight = to.weight(blocks, used)?;
+        if !to.reads_source(&weight) {
+            lathe_files::release(&source);
+        }
         self.bytes += to.weight_bytes(&weight) as u64;
         self.matrices.insert(w.role, weight);
         Ok(())
@@ -88,7 +92,7 @@ impl<B: Backend> Loaded<B> {
         let values = blocks.decode();
         if let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
             let tensor = w.role.to_string();
-            return Err(Error::NotFinite { tensor, index, value: *value });
+            return Err(Error::NotFinite { tensor, role: w.role, index, value: *value });
         }
         self.bytes += 4 * values.len() as u64;
         self.vectors.insert(w.role, to.vector(values));

@@ -7,6 +7,7 @@ use lathe_api::{Engine, Error, Event, Finish, Flow, Request, Sampling, Usage};
 use lathe_engine::{KvType, Native, Options, Precision};
 use lathe_files::Checkpoint;
 use lathe_tokens::Tokenizer;
+use serde_json::Value;
 
 fn golden(name: &str) -> Checkpoint {
     let archs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs");
@@ -295,4 +296,69 @@ fn absurd_sizes_are_refused_before_memory_is_asked_for() {
     assert!(load(Options { context: Some(0), ..options() }).is_err());
     assert!(load(Options { context: Some(usize::MAX / 4), ..options() }).is_err());
     assert!(load(Options { batch: usize::MAX, ..options() }).is_err());
+}
+
+/// The golden Llama's folder in memory, with its configuration and weights altered.
+fn altered(config: impl Fn(&mut Value), weights: impl Fn(&mut Vec<u8>)) -> Checkpoint {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs/llama");
+    let mut json: Value =
+        serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    config(&mut json);
+    let mut bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    weights(&mut bytes);
+    let files = [
+        ("config.json", serde_json::to_vec(&json).unwrap().into()),
+        ("model.safetensors", bytes.into()),
+    ];
+    Checkpoint::from_memory(&files).unwrap()
+}
+
+fn refused(checkpoint: &Checkpoint) -> String {
+    Native::load(checkpoint, None, &options()).unwrap_err().to_string()
+}
+
+#[test]
+fn weights_that_do_not_fit_the_configuration_are_named_with_both_shapes() {
+    let wide = altered(|config| config["intermediate_size"] = 96.into(), |_| {});
+    let error = refused(&wide);
+    assert!(error.contains("model.layers.0.mlp.down_proj.weight"), "{error}");
+    assert!(error.contains("[48, 90]") && error.contains("[48, 96]"), "{error}");
+
+    let deep = altered(|config| config["num_hidden_layers"] = 3.into(), |_| {});
+    let error = refused(&deep);
+    assert!(error.contains("no tensor `model.layers.2."), "{error}");
+}
+
+#[test]
+fn a_norm_with_nan_is_refused_by_name() {
+    let poisoned = altered(
+        |_| {},
+        |bytes| {
+            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+            let at = header["model.norm.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+            bytes[8 + length + at..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        },
+    );
+    let error = refused(&poisoned);
+    assert!(error.contains("model.norm.weight") && error.contains("NaN"), "{error}");
+}
+
+#[test]
+fn weights_full_of_nan_end_a_request_with_an_error() {
+    let nan = altered(
+        |_| {},
+        |bytes| {
+            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+            let range = &header["lm_head.weight"]["data_offsets"];
+            let at = |i: usize| 8 + length + range[i].as_u64().unwrap() as usize;
+            for number in bytes[at(0)..at(1)].chunks_exact_mut(4) {
+                number.copy_from_slice(&f32::NAN.to_le_bytes());
+            }
+        },
+    );
+    let native = Native::load(&nan, None, &options()).unwrap();
+    let error = native.generate(&request(&[5], 3), &mut |_| Flow::Continue).unwrap_err();
+    assert!(error.to_string().contains("NaN"), "{error}");
 }

@@ -53,6 +53,11 @@ impl Matrix {
         Ok(Self { rows, cols, format, precision, store })
     }
 
+    /// Whether it reads the bytes that it was made from, as opposed to a repacked copy.
+    pub fn reads_source(&self) -> bool {
+        matches!(self.store, Store::Rows(_))
+    }
+
     /// The same weights with another arithmetic.
     #[must_use]
     pub fn precise(mut self, precision: Precision) -> Self {
