@@ -5,6 +5,8 @@ mod commands;
 mod exit;
 mod making;
 mod open;
+#[cfg(test)]
+mod reference;
 mod show;
 mod texts;
 mod ui;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use lathe_eval::{ChoiceSet, Encoder, ReadOptions, Split, Texts, read_choices, read_texts};
 use lathe_tokens::{Message, Render, Template, Tokenizer};
 use serde_json::Value;
@@ -16,7 +16,7 @@ pub(crate) fn texts(
     let render = |messages: &Value| render(template, messages);
     let options = ReadOptions { split, render: Some(&render), ..ReadOptions::default() };
     Ok(match data {
-        Some(path) => read_texts(path, &options)?,
+        Some(path) => read_texts(path, &options).context("--data")?,
         None => {
             let name = Path::new("the built-in stories.jsonl");
             Texts::from_jsonl(name, lathe_demo::stories().as_bytes(), &options)?
@@ -27,7 +27,7 @@ pub(crate) fn texts(
 /// Reads the user's items, or else those of the demo model where it is measured on its own text.
 pub(crate) fn choices(choices: Option<&Path>, built_in: bool) -> anyhow::Result<Option<ChoiceSet>> {
     Ok(match choices {
-        Some(path) => Some(read_choices(path)?),
+        Some(path) => Some(read_choices(path).context("--choices")?),
         None if built_in => {
             let name = Path::new("the built-in choices.jsonl");
             Some(ChoiceSet::from_bytes(name, lathe_demo::choices().as_bytes())?)

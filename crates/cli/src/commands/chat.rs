@@ -62,6 +62,7 @@ pub(crate) fn run(args: ChatArgs, global: &Global) -> anyhow::Result<Ended> {
     check_format(args.prompt_format.as_deref())?;
     let loaded = Loaded::new(&args.model, &args.engine, &bar)?;
     let template = loaded.template(args.prompt_format.as_deref())?;
+    args.sampling.check(loaded.engine.info().vocab)?;
     if let Some(name) = args.prompt_format.as_deref().filter(|n| !is_built_in(&template, n)) {
         bar.note(&format!("The model's own template is used, not --prompt-format {name}."));
     }

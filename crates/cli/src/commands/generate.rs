@@ -62,6 +62,7 @@ pub(crate) fn run(args: GenerateArgs, global: &Global) -> anyhow::Result<Ended> 
             "the prompt is empty, and this model has no token to begin a text with; give it some text"
         );
     }
+    args.sampling.check(loaded.engine.info().vocab)?;
     let most = length(args.sampling.max_tokens, ids.len(), loaded.engine.info().context)?;
     let request = args.sampling.request(ids, most, &loaded.tokenizer);
     bar.clear();
@@ -70,7 +71,8 @@ pub(crate) fn run(args: GenerateArgs, global: &Global) -> anyhow::Result<Ended> 
         ui::out(&prompt)?;
     }
     let mut show = |text: &str| if shown { ui::out(text) } else { Ok(()) };
-    let answer = answer(loaded.engine.as_ref(), &request, &bar, &mut show)?;
+    let answer = answer(loaded.engine.as_ref(), &request, &bar, &mut show)
+        .with_context(|| args.model.clone())?;
     if global.json {
         let (prompt_ids, threads) = (&request.prompt[..], loaded.threads);
         let (model, load_seconds) = (&args.model, loaded.load.0);

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use lathe_api::{Engine, Request, Sampling};
 use lathe_base::{Progress, Seconds};
@@ -163,6 +163,16 @@ impl SamplingArgs {
             stop_tokens: tokenizer.stop_tokens().to_vec(),
             stop_strings: self.stop.clone(),
             ignore_stop: self.ignore_eos,
+        }
+    }
+
+    /// Refuses tokens that the model does not have.
+    pub(crate) fn check(&self, vocab: usize) -> anyhow::Result<()> {
+        match self.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
+            Some((id, _)) => {
+                bail!("--logit-bias: there is no token {id}; the model knows {vocab} tokens")
+            }
+            None => Ok(()),
         }
     }
 

@@ -104,7 +104,7 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
         plan.format.name(),
         plan.bits_per_weight()
     ));
-    let summary = making.carry_out(&bar)?;
+    let summary = making.carry_out(&bar).with_context(|| args.model.clone())?;
     bar.clear();
     if global.json {
         ui::json(&Quantized {

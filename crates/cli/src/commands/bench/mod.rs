@@ -138,7 +138,8 @@ pub(crate) fn run(args: BenchArgs, global: &Global) -> anyhow::Result<Ended> {
         ui::out(&show::text(&bench))?;
     }
     if bench.models.iter().all(|model| model.figures.rounds == 0) {
-        bail!("no trial came to its end");
+        let why = bench.warnings.first().map_or("", String::as_str);
+        bail!("no trial came to its end: {why}");
     }
     Ok(Ended::Well)
 }

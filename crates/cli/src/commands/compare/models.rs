@@ -190,30 +190,42 @@ fn written(output: &Output) -> String {
         return format!("{} {}\n", ui::dim("A = B"), output.a.trim());
     }
     let diff = TextDiff::from_words(output.a.trim(), output.b.trim());
-    let (mut a, mut b) = (String::new(), String::new());
-    for (tag, words) in spans(&diff) {
-        match tag {
-            ChangeTag::Equal => {
-                a += &words;
-                b += &words;
-            }
-            ChangeTag::Delete => a += &ui::red(&bracket(&words)),
-            ChangeTag::Insert => b += &ui::green(&bracket(&words)),
-        }
-    }
+    let a = side(&diff, ChangeTag::Delete, ui::red);
+    let b = side(&diff, ChangeTag::Insert, ui::green);
     format!("{} {a}\n{} {b}\n", ui::dim("A"), ui::dim("B"))
 }
 
-/// Changes of the same kind put together.
-fn spans(diff: &TextDiff<'_, '_, str>) -> Vec<(ChangeTag, String)> {
-    let mut spans: Vec<(ChangeTag, String)> = Vec::new();
+/// One side's text, its own words marked.
+fn side(diff: &TextDiff<'_, '_, str>, own: ChangeTag, colour: fn(&str) -> String) -> String {
+    let mut spans: Vec<(bool, String)> = Vec::new();
     for change in diff.iter_all_changes() {
+        let changed = change.tag() == own;
+        if !changed && change.tag() != ChangeTag::Equal {
+            continue;
+        }
         match spans.last_mut() {
-            Some((tag, words)) if *tag == change.tag() => *words += change.value(),
-            _ => spans.push((change.tag(), change.value().to_owned())),
+            Some((last, words)) if *last == changed => *words += change.value(),
+            _ => spans.push((changed, change.value().to_owned())),
         }
     }
-    spans
+    joined(spans)
+        .into_iter()
+        .map(|(changed, words)| if changed { colour(&bracket(&words)) } else { words })
+        .collect()
+}
+
+/// Changed words with nothing but space between them are one change.
+fn joined(spans: Vec<(bool, String)>) -> Vec<(bool, String)> {
+    let mut out: Vec<(bool, String)> = Vec::new();
+    let mut spans = spans.into_iter().peekable();
+    while let Some((changed, words)) = spans.next() {
+        let between = words.trim().is_empty() && spans.peek().is_some();
+        match out.last_mut() {
+            Some((true, before)) if changed || between => *before += &words,
+            _ => out.push((changed, words)),
+        }
+    }
+    out
 }
 
 /// Brackets around the words, not around the space at their ends.
@@ -234,11 +246,11 @@ mod tests {
     fn what_differs_is_bracketed_on_its_side() {
         let output = Output {
             prompt: String::new(),
-            a: "the fox ran home".to_owned(),
-            b: "the dog ran home fast".to_owned(),
+            a: "the red fox ran home".to_owned(),
+            b: "the big dog ran home fast".to_owned(),
             same: false,
         };
-        assert_eq!(written(&output), "A the [fox] ran home\nB the [dog] ran home [fast]\n");
+        assert_eq!(written(&output), "A the [red fox] ran home\nB the [big dog] ran home [fast]\n");
     }
 
     #[test]

@@ -1,0 +1,144 @@
+//! `generate`, `chat` and `prompt`.
+
+use serde_json::Value;
+
+use super::{fed, golden, json, run, stderr, stdout};
+
+#[test]
+fn a_text_is_continued_and_streamed() {
+    let text = stdout(&["generate", "demo", "Once upon a time", "-n", "12", "--quiet"]);
+    assert!(text.starts_with("Once upon a time") && text.len() > 30, "{text}");
+    let seen = json(&["generate", "demo", "Once upon a time", "-n", "12"]);
+    assert_eq!(
+        text.trim_end_matches('\n'),
+        format!("Once upon a time{}", seen["text"].as_str().unwrap())
+    );
+    assert_eq!(seen["ids"].as_array().unwrap().len(), 12);
+    assert_eq!(seen["usage"]["finish"], "length");
+    assert!(seen["timings"]["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert_eq!(seen["prompt_ids"][0], 0, "the text begins with bos");
+}
+
+#[test]
+fn a_prompt_comes_from_stdin() {
+    let piped = fed(&["generate", "demo", "-", "-n", "5", "--json"], "The cat sat");
+    let piped: Value = serde_json::from_slice(&piped.stdout).unwrap();
+    assert_eq!(piped["ids"], json(&["generate", "demo", "The cat sat", "-n", "5"])["ids"]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text_at_any_thread_count() {
+    let draw = |seed: &str, threads: &str| {
+        let hot = ["--temperature", "1.2", "--top-p", "0.95", "--seed", seed, "--threads", threads];
+        let first = ["generate", "demo", "Once upon a time", "-n", "40"];
+        json(&[&first[..], &hot[..]].concat())["ids"].clone()
+    };
+    assert_eq!(draw("7", "1"), draw("7", "2"));
+    assert_ne!(draw("7", "2"), draw("8", "2"));
+}
+
+#[test]
+fn sampling_options_reach_the_sampler() {
+    let first = |more: &[&str]| {
+        let base = ["generate", "demo", "Once upon a time", "-n", "6"];
+        json(&[&base[..], more].concat())
+    };
+    let plain = first(&[]);
+    let id = plain["ids"][0].as_u64().unwrap();
+    let banned = first(&["--logit-bias", &format!("{id}:-inf")]);
+    assert_ne!(banned["ids"][0], plain["ids"][0]);
+    // Greedy by another way.
+    assert_eq!(first(&["--temperature", "1", "--top-k", "1"])["ids"], plain["ids"]);
+    let text = plain["text"].as_str().unwrap();
+    let stop = text.split_whitespace().nth(1).unwrap();
+    let stopped = first(&["--stop", stop]);
+    assert_eq!(stopped["usage"]["finish"], "stop");
+    assert!(
+        text.starts_with(stopped["text"].as_str().unwrap())
+            && !stopped["text"].as_str().unwrap().contains(stop)
+    );
+}
+
+#[test]
+fn every_golden_model_generates_from_folder_and_gguf_alike() {
+    for name in ["llama", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi3"] {
+        // The tiny tokenizers of the two containers may differ: ids are held against each other
+        // where the prompts are the same ids.
+        let ids =
+            |model: &str| json(&["generate", model, "a", "-n", "4", "--ignore-eos", "--kv", "f32"]);
+        let (folder, gguf) = (ids(&golden(name)), ids(&golden(&format!("{name}/model.gguf"))));
+        assert_eq!(folder["ids"].as_array().unwrap().len(), 4, "{name}");
+        if folder["prompt_ids"] == gguf["prompt_ids"] {
+            assert_eq!(folder["ids"], gguf["ids"], "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_chat_answers_once_or_line_by_line() {
+    let once = json(&["chat", "demo", "-m", "Tell me a story.", "-n", "10"]);
+    assert_eq!(once["template"], "chat_template.jinja");
+    assert!(!once["text"].as_str().unwrap().is_empty());
+
+    let piped = fed(&["chat", "demo", "-n", "8", "--json", "-q"], "Hi\n\n/reset\nHi\nBye\n");
+    let turns: Vec<Value> = String::from_utf8(piped.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(turns.len(), 3);
+    let tokens = |turn: usize| turns[turn]["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(tokens(0), tokens(1), "/reset forgets the first turn");
+    assert!(tokens(2) > tokens(1), "the third message follows the second");
+    assert_eq!(turns[0]["text"], turns[1]["text"]);
+}
+
+#[test]
+fn a_full_context_is_said_and_not_cut() {
+    let long = "word ".repeat(600);
+    let output = run(&["chat", "demo", "-m", &long]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("context") && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn without_a_template_a_format_must_be_named() {
+    let model = golden("llama");
+    let refused = run(&["chat", &model, "-m", "a"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("--prompt-format"));
+    let named = json(&["chat", &model, "-m", "a", "-n", "2", "--prompt-format", "llama2"]);
+    assert_eq!(named["template"], "the built-in format llama2");
+    let unknown = run(&["chat", &model, "-m", "a", "--prompt-format", "x"]);
+    assert!(stderr(&unknown).contains("llama2, mistral, chatml, vicuna, alpaca, tinyllama, gemma"));
+}
+
+#[test]
+fn a_prompt_is_shown_as_the_model_sees_it() {
+    let text = stdout(&["prompt", "demo", "Hello there", "--system", "Be kind."]);
+    assert!(text.contains("[<|im_start|>]system\nBe kind.[<|im_end|>]"), "{text}");
+    assert!(text.contains("[<|im_start|>]user\nHello there[<|im_end|>]"));
+    let seen = json(&["prompt", "demo", "Hello there"]);
+    assert!(seen["text"].as_str().unwrap().ends_with("<|im_start|>assistant\n"));
+    let ids = seen["ids"].as_array().unwrap();
+    assert_eq!(ids.len(), seen["tokens"].as_array().unwrap().len());
+    assert_eq!(seen["tokens"][0]["special"], true);
+
+    let raw = json(&["prompt", "demo", "Hello", "--raw"]);
+    assert_eq!(raw["text"], "Hello");
+    assert_eq!(raw["template"], Value::Null);
+    assert_eq!(raw["ids"], json(&["generate", "demo", "Hello", "-n", "1"])["prompt_ids"]);
+}
+
+#[test]
+fn a_conversation_is_read_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("messages.json");
+    let messages = r#"[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Bye"}]"#;
+    std::fs::write(&path, messages).unwrap();
+    let seen = json(&["prompt", "demo", "--messages", super::text(&path)]);
+    let text = seen["text"].as_str().unwrap();
+    assert!(text.contains("assistant\nYes?<|im_end|>\n<|im_start|>user\nBye"), "{text}");
+}
