@@ -48,13 +48,13 @@ pub(crate) struct ChatArgs {
     /// tinyllama, gemma
     #[arg(long, value_name = "NAME")]
     prompt_format: Option<String>,
+    /// Print times and speeds after each answer
+    #[arg(long)]
+    stats: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Print times and speeds after each answer
-    #[arg(long)]
-    stats: bool,
 }
 
 pub(crate) fn run(args: ChatArgs, global: &Global) -> anyhow::Result<Ended> {

@@ -32,13 +32,13 @@ pub(crate) struct GenerateArgs {
     model: String,
     /// The text to continue; `-` reads it from stdin
     prompt: String,
+    /// Print times and speeds when done
+    #[arg(long)]
+    stats: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Print times and speeds when done
-    #[arg(long)]
-    stats: bool,
 }
 
 #[derive(Serialize)]

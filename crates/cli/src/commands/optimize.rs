@@ -27,12 +27,6 @@ pub(crate) struct OptimizeArgs {
     /// [default: the built-in demo model]
     pub(crate) model: Option<String>,
 
-    #[command(flatten)]
-    pub(crate) needs: Needs,
-
-    #[command(flatten)]
-    pub(crate) measuring: Measuring,
-
     /// Folder of the run [default: lathe-runs/<date>-<time>]
     #[arg(long, value_name = "FOLDER", conflicts_with = "resume")]
     pub(crate) run: Option<PathBuf>,
@@ -40,6 +34,12 @@ pub(crate) struct OptimizeArgs {
     /// Go on with an interrupted run; its own options count
     #[arg(long, value_name = "RUN", conflicts_with = "model")]
     pub(crate) resume: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) needs: Needs,
+
+    #[command(flatten)]
+    pub(crate) measuring: Measuring,
 }
 
 /// What the deployment needs.

@@ -68,6 +68,13 @@ fn formats_that_cannot_be_run_are_shown_with_a_warning() {
 
 /// A GGUF with one Q4_1 tensor, of a family that does not exist.
 fn tiny_gguf() -> Vec<u8> {
+    const NUMBERS: [&str; 5] = [
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "attention.head_count",
+        "context_length",
+    ];
     let mut file = b"GGUF".to_vec();
     let string = |file: &mut Vec<u8>, text: &str| {
         file.extend((text.len() as u64).to_le_bytes());
@@ -75,10 +82,15 @@ fn tiny_gguf() -> Vec<u8> {
     };
     file.extend(3u32.to_le_bytes());
     file.extend(1u64.to_le_bytes());
-    file.extend(1u64.to_le_bytes());
+    file.extend((1 + NUMBERS.len() as u64).to_le_bytes());
     string(&mut file, "general.architecture");
     file.extend(8u32.to_le_bytes());
     string(&mut file, "imagined");
+    for key in NUMBERS {
+        string(&mut file, &format!("imagined.{key}"));
+        file.extend(4u32.to_le_bytes());
+        file.extend(32u32.to_le_bytes());
+    }
     string(&mut file, "token_embd.weight");
     file.extend(2u32.to_le_bytes());
     file.extend(32u64.to_le_bytes());

@@ -36,14 +36,14 @@ pub(crate) struct BenchArgs {
     /// what the others are compared with
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
-    #[command(flatten)]
-    timing: Timing,
     /// Numbers of streams to decode together
     #[arg(long, value_name = "LIST", default_value = "1", value_delimiter = ',', value_parser = at_least_one)]
     streams: Vec<usize>,
     /// Keep every raw sample, the machine and its timeline
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
+    #[command(flatten)]
+    timing: Timing,
 }
 
 /// How speed is measured.
