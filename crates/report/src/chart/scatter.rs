@@ -50,8 +50,8 @@ pub(crate) fn scatter(chart: &Scatter<'_>) -> String {
     if let Some((value, label)) = &chart.floor {
         let at = y.at(*value);
         svg.dashed((AREA.left, at), (AREA.right, at), Ink::Alarm);
-        let right = AREA.right - width_of(label, 11.0) / 2.0;
-        note(&mut svg, (right, at - 6.0), label, (AREA.left, AREA.right));
+        let left = AREA.left + width_of(label, 11.0) / 2.0;
+        note(&mut svg, (left, at + 14.0), label, (AREA.left, AREA.right));
     }
     frontier(&mut svg, &chart.dots, &x, &y);
     for dot in &chart.dots {

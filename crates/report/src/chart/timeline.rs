@@ -95,8 +95,8 @@ fn panel(
 
 /// What ran when, in alternating shades, labelled where there is room.
 fn spans(svg: &mut Svg, top: f64, x: &Scale, data: &Timeline) {
-    for (index, (start, end, label)) in data.spans.iter().enumerate() {
-        let (from, to) = (x.at(start.0), x.at(end.0));
+    for (index, (start, end, label)) in merged(data).into_iter().enumerate() {
+        let (from, to) = (x.at(start), x.at(end));
         let ink = if index % 2 == 0 { Ink::Main } else { Ink::Second };
         svg.rect(from, top, (to - from).max(0.6), 10.0, ink);
         if to - from > super::svg::width_of(label, 10.0) {
@@ -104,4 +104,17 @@ fn spans(svg: &mut Svg, top: f64, x: &Scale, data: &Timeline) {
             svg.text(((from + to) / 2.0, top + 22.0), label, look);
         }
     }
+}
+
+/// Neighbours of the same kind (the first word: make, quality, trial) as one span.
+fn merged(data: &Timeline) -> Vec<(f64, f64, &str)> {
+    let mut list: Vec<(f64, f64, &str)> = Vec::new();
+    for (start, end, label) in &data.spans {
+        let kind = label.split(' ').next().unwrap_or_default();
+        match list.last_mut() {
+            Some(last) if last.2 == kind => last.1 = end.0,
+            _ => list.push((start.0, end.0, kind)),
+        }
+    }
+    list
 }
