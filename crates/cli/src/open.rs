@@ -38,21 +38,7 @@ pub(crate) fn demo() -> anyhow::Result<Checkpoint> {
 
 /// Where a model lies, fetched from the hub where it is an id and no path.
 pub(crate) fn path(model: &str, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
-    let path = Path::new(model);
-    if path.exists() || !looks_like_hub_id(model) {
-        return Ok(path.to_owned());
-    }
-    Ok(lathe_files::fetch(model, progress)?)
-}
-
-/// `org/name`, `org/name@revision` or `org/name:file.gguf`.
-fn looks_like_hub_id(model: &str) -> bool {
-    let Some((org, name)) = model.split_once('/') else { return false };
-    let word = |text: &str| {
-        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    let name = name.split(['@', ':']).next().unwrap_or_default();
-    word(org) && word(name) && !org.starts_with('.')
+    Ok(lathe_files::locate(model, progress)?)
 }
 
 /// The model's tokenizer.
@@ -95,20 +81,5 @@ fn kv(name: &str) -> anyhow::Result<KvType> {
         "f16" => Ok(KvType::F16),
         "f32" => Ok(KvType::F32),
         other => bail!("--kv: there is no KV cache type `{other}`; choose f16 or f32"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hub_ids_are_told_from_paths() {
-        for id in ["org/name", "org/name@main", "Org-1/na.me_2:q4.gguf"] {
-            assert!(looks_like_hub_id(id), "{id}");
-        }
-        for path in ["name", "./org/name", "../name", "/org/name", "a/b/c", "or g/name", "a/"] {
-            assert!(!looks_like_hub_id(path), "{path}");
-        }
     }
 }

@@ -1,7 +1,8 @@
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use anyhow::Context;
 use lathe_base::Progress;
+use lathe_files::Checkpoint;
 use lathe_optimize::{Binary, sha256, sha256_file};
 
 /// The running program.
@@ -15,37 +16,28 @@ pub(crate) fn binary() -> anyhow::Result<Binary> {
     })
 }
 
-/// SHA-256 of the files that make a model: everything in its folder but hidden files, or the file
-/// itself.
+/// SHA-256 of the files that make a model: its weights, and what lies beside them in its folder.
 pub(crate) fn model_hashes(
-    model: &Path,
-    demo: bool,
+    checkpoint: &Checkpoint,
     progress: &dyn Progress,
 ) -> anyhow::Result<BTreeMap<String, String>> {
-    if demo {
-        let files = lathe_demo::files().iter();
-        return Ok(files.map(|(name, bytes)| ((*name).to_owned(), sha256(bytes))).collect());
-    }
-    let mut files = Vec::new();
-    if model.is_dir() {
-        for entry in std::fs::read_dir(model)? {
-            let path = entry?.path();
-            let hidden = path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.'));
-            if path.is_file() && !hidden {
-                files.push(path);
-            }
-        }
-    } else {
-        files.push(model.to_owned());
-    }
-    files.sort();
     let mut hashes = BTreeMap::new();
-    for (index, path) in files.iter().enumerate() {
+    let sides = checkpoint.folder.names().unwrap_or_default();
+    let is_text = |name: &String| SIDES.iter().any(|end| name.ends_with(end));
+    for name in sides.into_iter().filter(is_text) {
+        if let Some(bytes) = checkpoint.folder.read(&name)? {
+            hashes.insert(name, sha256(&bytes));
+        }
+    }
+    for (index, path) in checkpoint.files.iter().enumerate() {
         progress.check()?;
-        progress.at("hashing the model", index as u64, files.len() as u64);
+        progress.at("hashing the model", index as u64, checkpoint.files.len() as u64);
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let hash = sha256_file(path).with_context(|| format!("cannot read {}", path.display()))?;
         hashes.insert(name, hash);
     }
     Ok(hashes)
 }
+
+/// Ends of the names of the small files that decide what a model reads and writes.
+const SIDES: [&str; 3] = [".json", ".jinja", "tokenizer.model"];

@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -13,7 +14,7 @@ use lathe_eval::{
 use lathe_files::Checkpoint;
 use lathe_models::{Kind, Model, Spec};
 use lathe_optimize::{
-    Candidate, EngineOrder, Made, ModelFacts, Settings, Sizes, Workshop, size_of,
+    Candidate, EngineOrder, Made, ModelFacts, Settings, Sizes, Workshop, sha256, size_of,
 };
 use lathe_quantizers::{Plan, Recipe, Target};
 use lathe_tokens::{Template, Tokenizer};
@@ -96,13 +97,22 @@ impl Shop {
             context: spec.context,
             stored: self.checkpoint.stored_bytes(),
             stored_format: self.stored_format(),
-            hashes: model_hashes(&self.source.model, demo, progress)?,
+            hashes: self.hashes(progress)?,
             facts: vec![
                 ("Shape".to_owned(), layers),
                 ("Vocabulary".to_owned(), format!("{} tokens", spec.vocab)),
                 ("Container".to_owned(), self.checkpoint.container.to_string()),
             ],
         })
+    }
+
+    /// Hashes of the model's files; the built-in model's are in memory.
+    fn hashes(&self, progress: &dyn Progress) -> anyhow::Result<BTreeMap<String, String>> {
+        if is_demo(&self.source) {
+            let files = lathe_demo::files().iter();
+            return Ok(files.map(|(name, bytes)| ((*name).to_owned(), sha256(bytes))).collect());
+        }
+        model_hashes(&self.checkpoint, progress)
     }
 
     /// The format that most bytes of the model's matrices are stored in.
