@@ -84,6 +84,9 @@ impl Kind {
     /// Scores are the model's own where a `tokenizer.model` gave them; else each token gets the
     /// rank of its first merge, so that joins happen in the same order.
     fn sentencepiece(tokenizer: &Tokenizer, json: &Value, notes: &mut Vec<String>) -> Self {
+        if tokenizer.vocabulary().iter().all(|(.., kind)| kind != TokenKind::Byte) {
+            notes.push("llama.cpp stops at a character that is not in the vocabulary".to_owned());
+        }
         if let Some(scores) = tokenizer.scores() {
             return Self::SentencePiece { scores: scores.to_vec() };
         }

@@ -56,6 +56,13 @@ impl Hf {
         let vocab = inner.get_vocab(true);
         let affixes = Affixes::read(file, &post_processor, &vocab)?;
         let vocabulary = vocabulary(file, &inner, vocab, surface)?;
+        let ids = affixes.before.iter().chain(&affixes.after);
+        if let Some(id) = ids.into_iter().find(|id| vocabulary.text(**id).is_none()) {
+            return Err(Error::broken(
+                file,
+                format!("post_processor adds {id}, which is no token"),
+            ));
+        }
         let mut plain = inner.get_added_vocabulary().clone();
         plain.set_encode_special_tokens(true);
         Ok(Parts { hf: Self { inner, plain }, vocabulary, affixes })

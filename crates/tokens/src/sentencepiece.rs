@@ -160,8 +160,8 @@ impl SentencePiece {
         };
         let gemma = settings.class == "GemmaTokenizer" || !self.add_dummy_prefix;
         let mut json = match self.algorithm {
+            Algorithm::Bpe if settings.class.is_empty() => self.own_pipeline(),
             Algorithm::Bpe if gemma => gemma_pipeline(),
-            Algorithm::Bpe if settings.class.is_empty() => dummy_prefix_pipeline(),
             Algorithm::Bpe => llama_pipeline(settings),
             Algorithm::Unigram => self.unigram_pipeline(),
         };
@@ -234,6 +234,30 @@ impl SentencePiece {
         added.collect()
     }
 
+    /// SentencePiece's own way, for a model without any `tokenizer_config.json`: a space comes
+    /// before the text even when it starts with one, unless runs of spaces are made one first.
+    fn own_pipeline(&self) -> Value {
+        let replace = |regex: &str, by: &str| json!({"type": "Replace", "pattern": {"Regex": regex}, "content": by});
+        let mut normalizers = Vec::new();
+        if !self.charsmap.is_empty() {
+            normalizers.push(
+                json!({"type": "Precompiled", "precompiled_charsmap": base64(&self.charsmap)}),
+            );
+        }
+        if self.remove_extra_whitespaces {
+            normalizers.push(replace(r"\A +| +\z", ""));
+            normalizers.push(replace(" {2,}", " "));
+        }
+        if self.add_dummy_prefix {
+            normalizers.push(json!({"type": "Prepend", "prepend": "▁"}));
+        }
+        normalizers.push(json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"}));
+        json!({
+            "normalizer": {"type": "Sequence", "normalizers": normalizers},
+            "decoder": decoder(self.add_dummy_prefix),
+        })
+    }
+
     fn unigram_pipeline(&self) -> Value {
         let mut normalizers = Vec::new();
         if !self.charsmap.is_empty() {
@@ -273,17 +297,6 @@ pub(crate) fn llama_pipeline(settings: &Settings) -> Value {
             "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false,
         },
         "decoder": decoder(scheme != "never"),
-    })
-}
-
-/// SentencePiece's own way: a space before the text even when it starts with one.
-fn dummy_prefix_pipeline() -> Value {
-    json!({
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "▁"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        ]},
-        "decoder": decoder(true),
     })
 }
 

@@ -11,7 +11,7 @@ use crate::{Error, Result, Tokenizer};
 use super::{Message, Render, json::to_json, python};
 
 /// Instructions that a template may run: a conversation of a thousand turns takes about a million.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 20_000_000;
 /// The longest text that a template may give, beside what the messages bring with them.
 const MAX_TEXT: usize = 16 << 20;
 /// The longest template read; the longest published ones have some 20 kB.
