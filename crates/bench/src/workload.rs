@@ -87,10 +87,10 @@ pub fn measure(
     Ok(Trial { info: engine.info().clone(), load, peak_memory: peak_resident(), requests, batches })
 }
 
-/// The time since `start`, in whole microseconds: finer is below the clock's own noise, and would
-/// double the size of the record.
+/// The time since `start` in tenths of a microsecond: finer is below the clock's own noise, and
+/// would double the size of the record.
 fn stamp(start: Instant) -> Seconds {
-    Seconds(start.elapsed().as_micros() as f64 / 1e6)
+    Seconds((start.elapsed().as_nanos() / 100) as f64 / 1e7)
 }
 
 fn single(engine: &dyn Engine, request: &Request) -> Result<RequestSample, Error> {

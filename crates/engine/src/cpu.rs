@@ -78,13 +78,7 @@ impl Backend for Cpu {
         Ok(match used {
             Use::Table => CpuWeight::Table(blocks),
             Use::Product | Use::TableAndProduct => {
-                let stored = blocks.data.clone();
-                let matrix = Matrix::with(blocks, self.precision, &self.pool)?;
-                if matrix.is_repacked() {
-                    // The file's pages are not needed again: weights are resident once, not twice.
-                    lathe_files::release(&stored);
-                }
-                CpuWeight::Matrix(matrix)
+                CpuWeight::Matrix(Matrix::with(blocks, self.precision, &self.pool)?)
             }
         })
     }

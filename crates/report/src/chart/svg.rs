@@ -87,6 +87,9 @@ impl Svg {
     }
 
     pub(crate) fn line(&mut self, from: (f64, f64), to: (f64, f64), ink: Ink, width: f64) {
+        if is_short(&[from, to]) {
+            return;
+        }
         let paint = stroke(ink, width);
         let _ = writeln!(
             self.body,
@@ -105,6 +108,9 @@ impl Svg {
     }
 
     pub(crate) fn path(&mut self, points: &[(f64, f64)], ink: Ink, width: f64) {
+        if is_short(points) {
+            return;
+        }
         let paint = stroke(ink, width);
         let _ = writeln!(
             self.body,
@@ -219,6 +225,11 @@ impl Text {
     pub(crate) const fn upright(self) -> Self {
         Self { upright: true, ..self }
     }
+}
+
+/// Whether a line would be all in one place: nothing to see, and nothing that can be stroked.
+fn is_short(points: &[(f64, f64)]) -> bool {
+    points.windows(2).all(|p| (p[0].0 - p[1].0).abs() < 0.1 && (p[0].1 - p[1].1).abs() < 0.1)
 }
 
 /// About how wide a text is when set.
