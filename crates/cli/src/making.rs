@@ -27,7 +27,8 @@ pub(crate) struct Making<'a> {
 impl Making<'_> {
     /// Makes the model, or goes on where an interrupted run stopped.
     pub(crate) fn carry_out(&self, progress: &dyn Progress) -> anyhow::Result<Summary> {
-        let about = About { name: self.name.to_owned(), tokenizer: self.tokenizer()? };
+        let (tokenizer, notes) = self.tokenizer()?;
+        let about = About { name: self.name.to_owned(), tokenizer };
         let job = Job {
             checkpoint: self.checkpoint,
             model: self.model,
@@ -39,14 +40,18 @@ impl Making<'_> {
             measure: self.measure,
             about: &about,
         };
-        Ok(quantize(&job, progress)?)
+        let mut summary = quantize(&job, progress)?;
+        summary.notes.extend(notes);
+        Ok(summary)
     }
 
-    /// The tokenizer's keys, where a GGUF is made of a folder.
-    fn tokenizer(&self) -> anyhow::Result<Metadata> {
+    /// The tokenizer's keys, where a GGUF is made of a folder, and where llama.cpp may read a text
+    /// differently.
+    fn tokenizer(&self) -> anyhow::Result<(Metadata, Vec<String>)> {
         if self.plan.target != Target::Gguf || self.checkpoint.gguf.is_some() {
-            return Ok(Metadata::new());
+            return Ok((Metadata::new(), Vec::new()));
         }
-        Ok(open::tokenizer(self.checkpoint)?.gguf_metadata()?)
+        let export = open::tokenizer(self.checkpoint)?.export(self.model.spec.vocab)?;
+        Ok((export.metadata, export.notes))
     }
 }

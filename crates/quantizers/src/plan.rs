@@ -74,7 +74,10 @@ impl Plan {
             }
             Target::SafeTensors => builder.safetensors()?,
         };
-        let notes = builder.notes.lines();
+        let mut notes = builder.notes.lines();
+        if target == Target::Gguf && checkpoint.container != Container::Gguf {
+            notes.extend(gguf::lost(model));
+        }
         let plan = Self { format: recipe.to, target, tensors, notes };
         plan.check_that_something_fits()?;
         Ok(plan)

@@ -3,10 +3,12 @@
 //!
 //! **Source** the GGUF specification (ggml, `docs/gguf.md`) and the names of `gguf-py`.
 
+mod lost;
 mod metadata;
 mod names;
 mod tensors;
 
+pub use lost::lost;
 pub use metadata::metadata;
 pub use names::name;
 pub use tensors::{Edit, Source, Tensor, tensors};
