@@ -71,7 +71,8 @@ fn extensions() -> Vec<String> {
         "avx512fp16"
     )
     .into_iter()
-    .filter_map(|(name, here)| here.then(|| name.to_owned()))
+    .filter(|(_, here)| *here)
+    .map(|(name, _)| name.to_owned())
     .collect()
 }
 
@@ -84,7 +85,8 @@ fn extensions() -> Vec<String> {
     }
     present!("neon", "dotprod", "i8mm", "bf16", "fp16", "sve", "sve2")
         .into_iter()
-        .filter_map(|(name, here)| here.then(|| name.to_owned()))
+        .filter(|(_, here)| *here)
+        .map(|(name, _)| name.to_owned())
         .collect()
 }
 

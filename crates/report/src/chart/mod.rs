@@ -151,11 +151,11 @@ fn speed_memory(report: &Report) -> Option<Chart> {
 }
 
 /// Rows with an interval, best first.
-fn sorted<'a>(
-    report: &'a Report,
+fn sorted(
+    report: &Report,
     of: impl Fn(&Row) -> Option<Interval>,
     higher_first: bool,
-) -> Vec<(&'a Row, Interval)> {
+) -> Vec<(&Row, Interval)> {
     let mut rows: Vec<(&Row, Interval)> =
         report.rows.iter().filter_map(|row| Some((row, of(row)?))).collect();
     rows.sort_by(|a, b| a.1.point.total_cmp(&b.1.point));

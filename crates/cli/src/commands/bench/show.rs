@@ -14,9 +14,7 @@ pub(super) fn text(bench: &Bench) -> String {
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let rows: Vec<Vec<String>> = rows(bench)
         .into_iter()
-        .map(|(label, cell)| {
-            std::iter::once(label).chain(bench.models.iter().map(|model| cell(model))).collect()
-        })
+        .map(|(label, cell)| std::iter::once(label).chain(bench.models.iter().map(&cell)).collect())
         .filter(|row: &Vec<String>| row[1..].iter().any(|text| !text.is_empty()))
         .collect();
     let workload = &bench.workload;
