@@ -25,8 +25,8 @@ pub(super) fn text(seen: &Evaluation) -> String {
     }
     if seen.passes.iter().any(|p| p.units == Units::Segments) {
         text += &format!(
-            "{} fewer than {} documents: intervals are over pieces of them and somewhat too \
-             short\n",
+            "{} where fewer than {} documents are met, intervals are over the pieces of text \
+             and somewhat too short\n",
             ui::yellow("note:"),
             lathe_stats::SMALLEST_BOOTSTRAP
         );

@@ -42,8 +42,12 @@ pub(super) fn inspection(
     if let Err(error) = &tokenizer {
         warnings.push(error.to_string());
     }
-    if let Some(Err(error)) = &template {
-        warnings.push(error.to_string());
+    match &template {
+        // To have none is no fault of a base model; the facts say so.
+        Some(Err(error)) if !matches!(error, lathe_tokens::Error::NoTemplate { .. }) => {
+            warnings.push(error.to_string());
+        }
+        _ => {}
     }
     if let (Ok(tokenizer), Some(model)) = (&tokenizer, &model) {
         warnings.extend(vocabulary_warning(tokenizer, &model.spec));
