@@ -13,6 +13,7 @@ pub struct AtomicFile {
     target: PathBuf,
     partial: PathBuf,
     file: Option<BufWriter<File>>,
+    committed: bool,
 }
 
 impl AtomicFile {
@@ -26,7 +27,7 @@ impl AtomicFile {
         name.push(format!(".{}.partial", std::process::id()));
         let partial = target.with_file_name(name);
         let file = Some(BufWriter::with_capacity(1 << 20, File::create(&partial)?));
-        Ok(Self { target, partial, file })
+        Ok(Self { target, partial, file, committed: false })
     }
 
     /// Writes a whole file in one call.
@@ -43,6 +44,7 @@ impl AtomicFile {
             file.sync_all()?;
         }
         fs::rename(&self.partial, &self.target)?;
+        self.committed = true;
         if let Some(parent) = self.target.parent().filter(|p| !p.as_os_str().is_empty()) {
             // The rename itself is durable only once the folder is synced.
             if let Ok(folder) = File::open(parent) {
@@ -76,7 +78,9 @@ impl Seek for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if self.file.take().is_some() {
+        // Also where the commit itself failed, as on a full disk.
+        if !self.committed {
+            drop(self.file.take());
             let _ = fs::remove_file(&self.partial);
         }
     }
@@ -95,6 +99,18 @@ mod tests {
         assert!(!target.exists());
         file.commit().unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"half");
+    }
+
+    #[test]
+    fn a_commit_that_fails_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("result.json");
+        // A folder that is not empty cannot be replaced by a file.
+        fs::create_dir_all(target.join("inside")).unwrap();
+        let mut file = AtomicFile::create(&target).unwrap();
+        file.write_all(b"new").unwrap();
+        assert!(file.commit().is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
