@@ -29,7 +29,8 @@ pub fn judge(run: &Run) -> Report {
         // What was made but could not be run stands among what was not measured.
         .filter(|row| row.decode.is_some() || row.kl.is_some())
         .collect();
-    picks::score(&mut rows, run.settings.weights);
+    let paired = |a: &str, b: &str| ratio(&run.rounds, a, b, run.settings.level);
+    picks::score(&mut rows, run.settings.weights, &paired);
     picks::mark_frontiers(&mut rows);
     for row in &mut rows {
         row.verdicts = verdicts(row, &requirements, run.settings.batch);
@@ -40,7 +41,6 @@ pub fn judge(run: &Run) -> Report {
         rows.iter().filter(|r| !run.given_up.contains_key(&r.id)).cloned().collect();
     let complete = all_tried(run);
     let outcome = picks::outcome(&judged, required, complete);
-    let paired = |a: &str, b: &str| ratio(&run.rounds, a, b, run.settings.level);
     let picks = picks::picks(&judged, required, run.settings.weights, &paired);
     let batch = run.settings.batch;
     let advice = match outcome {

@@ -21,15 +21,24 @@ fn on_frontier(points: &[Option<(f64, f64)>], index: usize) -> bool {
     !points.iter().flatten().any(|&(x, y)| x <= own.0 && y <= own.1 && (x < own.0 || y < own.1))
 }
 
+/// The speed of one row over another's, paired by round.
+pub(crate) type Ratio<'a> = &'a dyn Fn(&str, &str) -> Option<Interval>;
+
 /// Scores each row by throughput over the fastest's, the smallest memory over its own, and the
 /// best perplexity over its own: each 1 for the best, in proportion for the others.
-pub(crate) fn score(rows: &mut [Row], weights: Weights) {
-    let fastest = best(rows, |r| r.decode.map(|i| i.point), f64::max);
+///
+/// A row whose speed the rounds do not tell from the fastest's counts as equally fast: a pick must
+/// not hang on noise.
+pub(crate) fn score(rows: &mut [Row], weights: Weights, ratio: Ratio<'_>) {
+    let fastest = top(rows, |r| r.decode.map(|i| i.point));
+    let fastest = fastest.and_then(|row| Some((row.id.clone(), row.decode?.point)));
     let smallest = best(rows, |r| r.needed_memory.map(|b| b.0 as f64), f64::min);
     let finest = best(rows, |r| r.perplexity.map(|i| i.point), f64::min);
     for row in rows {
         row.balance = (|| {
-            let speed = row.decode?.point / fastest?;
+            let (id, rate) = fastest.as_ref()?;
+            let tied = ratio(id, &row.id).is_some_and(|r| r.low <= 1.0);
+            let speed = if tied { 1.0 } else { row.decode?.point / rate };
             let memory = smallest? / row.needed_memory?.0 as f64;
             let quality = finest? / row.perplexity?.point;
             Some(weights.throughput * speed + weights.memory * memory + weights.quality * quality)
@@ -47,14 +56,8 @@ fn best(
 
 /// The recommendations that the figures give.
 ///
-/// `ratio` gives the speed of one row over another's, paired by round: what cannot be told from the
-/// fastest is named beside it.
-pub(crate) fn picks(
-    rows: &[Row],
-    required: bool,
-    weights: Weights,
-    ratio: &dyn Fn(&str, &str) -> Option<Interval>,
-) -> Vec<Pick> {
+/// What the rounds do not tell from the fastest is named beside it.
+pub(crate) fn picks(rows: &[Row], required: bool, weights: Weights, ratio: Ratio<'_>) -> Vec<Pick> {
     let mut picks = Vec::new();
     if required && let Some(row) = best_that_meets(rows) {
         let margins: Vec<&str> = row.verdicts.iter().map(|v| v.text.as_str()).collect();
@@ -77,7 +80,7 @@ pub(crate) fn picks(
     }
     if let Some(row) = top(rows, |r| r.balance) {
         let why = format!(
-            "the best balance of throughput ({:.0} %), memory ({:.0} %) and quality ({:.0} %), {:.3} of 1: {}",
+            "the best balance of throughput ({:.0} %; speeds that the rounds do not tell apart count as equal), memory ({:.0} %) and quality ({:.0} %), {:.3} of 1: {}",
             weights.throughput * 100.0,
             weights.memory * 100.0,
             weights.quality * 100.0,
@@ -186,6 +189,28 @@ fn summary(row: &Row) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn row(id: &str, decode: f64, memory: u64, perplexity: f64) -> Row {
+        Row {
+            id: id.to_owned(),
+            label: id.to_owned(),
+            decode: Some(Interval::exact(decode)),
+            needed_memory: Some(lathe_base::Bytes(memory)),
+            perplexity: Some(Interval::exact(perplexity)),
+            ..Row::default()
+        }
+    }
+
+    #[test]
+    fn a_lead_in_speed_that_is_noise_does_not_decide_the_balance() {
+        let mut rows = vec![row("fast", 105.0, 200, 10.0), row("small", 100.0, 100, 10.0)];
+        let noise = |_: &str, _: &str| Some(Interval { low: 0.9, ..Interval::exact(1.05) });
+        score(&mut rows, Weights { throughput: 1.0, memory: 0.01, quality: 0.0 }, &noise);
+        assert!(rows[1].balance > rows[0].balance);
+        let told = |_: &str, _: &str| Some(Interval { low: 1.03, ..Interval::exact(1.05) });
+        score(&mut rows, Weights { throughput: 1.0, memory: 0.01, quality: 0.0 }, &told);
+        assert!(rows[0].balance > rows[1].balance);
+    }
 
     #[test]
     fn the_frontier_keeps_what_nothing_beats() {
