@@ -27,7 +27,7 @@ pub(crate) struct OptimizeArgs {
     /// [default: the built-in demo model]
     pub(crate) model: Option<String>,
 
-    /// Folder of the run [default: lathe-runs/<date>-<time>]
+    /// Folder of the run [default: lathe-runs/DATE-TIME]
     #[arg(long, value_name = "FOLDER", conflicts_with = "resume")]
     pub(crate) run: Option<PathBuf>,
 
