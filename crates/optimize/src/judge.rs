@@ -198,9 +198,9 @@ fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
 /// KV cache that the deployment needs beyond what the trial's sequences took.
 fn missing_kv(run: &Run, planned: &Planned) -> Bytes {
     let settings = &run.settings;
-    let wanted = settings.context * settings.batch;
+    let wanted = settings.context.saturating_mul(settings.batch);
     let streams = settings.workload.streams.iter().copied().max().unwrap_or(1).max(1);
-    let used = settings.workload.context() * streams;
+    let used = settings.workload.context().saturating_mul(streams);
     let missing = wanted.saturating_sub(used) as f64 / wanted.max(1) as f64;
     Bytes((planned.kv_bytes.0 as f64 * missing) as u64)
 }

@@ -66,7 +66,7 @@ pub fn plan(basis: &Basis<'_>, candidate: Candidate, sizes: Result<Sizes, String
         candidate,
         weight_bytes: sizes.weights,
         bits_per_weight: sizes.bits_per_weight,
-        kv_bytes: spec.kv_bytes(basis.context * basis.batch, element),
+        kv_bytes: spec.kv_bytes(basis.context.saturating_mul(basis.batch), element),
         activation_bytes: spec.activation_bytes(basis.chunk.min(basis.context), basis.batch),
         decode_roof: roof(basis.machine, sizes.read, half_context),
         dropped: trouble,
