@@ -14,6 +14,7 @@ mod memory;
 mod model;
 mod rope;
 mod spec;
+mod stage;
 mod weights;
 
 pub use arch::{Arch, Gguf, TensorRef, WindowKey, by_id, read_config};
@@ -23,4 +24,5 @@ pub use error::Error;
 pub use model::{Located, Model};
 pub use rope::{Frequencies, Layout, Rope, Scaling};
 pub use spec::{Act, Attention, Biases, Layer, Mixer, Mlp, Norm, Norms, Spec};
+pub use stage::{Before, Fold, Stage};
 pub use weights::{Factors, Kind, Part, Role, Weight};
