@@ -19,6 +19,9 @@ pub enum Error {
     /// A weight could not be coded.
     #[error("tensor `{tensor}`: {source}")]
     Encode { tensor: String, source: lathe_formats::Error },
+    /// A matrix could not be coded; without its name, which only callers know.
+    #[error(transparent)]
+    Format(#[from] lathe_formats::Error),
     /// The model could not be understood.
     #[error(transparent)]
     Model(Box<lathe_models::Error>),
@@ -40,5 +43,15 @@ impl From<lathe_models::Error> for Error {
 impl From<lathe_files::Error> for Error {
     fn from(error: lathe_files::Error) -> Self {
         Self::File(Box::new(error))
+    }
+}
+
+impl Error {
+    /// Says which tensor a matrix that could not be coded was.
+    pub(crate) fn of_tensor(self, tensor: &str) -> Self {
+        match self {
+            Self::Format(source) => Self::Encode { tensor: tensor.to_owned(), source },
+            other => other,
+        }
     }
 }

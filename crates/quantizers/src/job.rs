@@ -10,7 +10,7 @@ use lathe_formats::Blocks;
 use lathe_models::{Kind, Model};
 
 use crate::{
-    Done, Error, Plan, Planned, Quantizer, Rtn, Stats, Summary, Target, fingerprint::fingerprint,
+    Done, Error, Plan, Planned, Quantizer, Rtn, Summary, Target, fingerprint::fingerprint,
     measure::deviation, recipe::is_dense, source::Numbers,
 };
 
@@ -116,13 +116,11 @@ impl Job<'_> {
     }
 
     fn code(&self, planned: &Planned, numbers: &Numbers) -> Result<Blocks, Error> {
-        let stats = Stats::default();
         // Quantizers that weigh columns by what a layer is fed know only the layers' own matrices.
         let linear = planned.kind == Kind::Linear;
         let quantizer = if linear { self.quantizer } else { &Rtn };
-        quantizer
-            .quantize(numbers, &stats, planned.format, self.threads)
-            .map_err(|source| Error::Encode { tensor: planned.name.clone(), source })
+        let coded = quantizer.quantize(numbers, None, planned.format, self.threads);
+        Ok(coded.map_err(|error| error.of_tensor(&planned.name))?.blocks)
     }
 
     /// The GGUF's metadata: the source's own where it is a GGUF, else made of the model.

@@ -5,19 +5,29 @@
 //! is one coded tensor and one expanded row per thread, whatever the model's size. How codes are
 //! chosen is a [`Quantizer`]'s.
 
+mod block;
 mod error;
 mod fingerprint;
 mod job;
 mod measure;
+mod method;
 mod plan;
 mod quantizer;
 mod recipe;
 mod source;
+mod stats;
 mod summary;
+mod transform;
+mod weights;
 
+pub use block::{Block, Dense};
 pub use error::Error;
 pub use job::{About, Job, quantize};
+pub use method::{METHODS, Method, Pipeline, Settings};
 pub use plan::{Input, Plan, Planned};
-pub use quantizer::{Needs, Quantizer, Rtn, Stats};
+pub use quantizer::{Coded, Quantizer, Rtn};
 pub use recipe::{Recipe, Target};
+pub use stats::{Needs, Stats};
 pub use summary::{Done, Summary};
+pub use transform::{Context, Transform};
+pub use weights::{Stored, Weights};

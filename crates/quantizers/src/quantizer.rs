@@ -1,43 +1,44 @@
 use std::fmt;
 
-use lathe_formats::{AnyFormat, Blocks, Error, Rows};
+use lathe_formats::{AnyFormat, Blocks, Rows};
+
+use crate::{Error, Needs, Stats};
 
 /// An algorithm that chooses the codes of a matrix.
 pub trait Quantizer: fmt::Debug + Sync {
     /// Its name on the command line and in reports.
     fn name(&self) -> &'static str;
 
-    /// What it must be told about the inputs of a layer.
+    /// What it must be told about the inputs of a matrix to do its work.
     fn needs(&self) -> Needs;
 
     /// Codes `weights` in the format `to`, with the same result for any number of `threads`.
+    ///
+    /// `stats` is there where [`Quantizer::needs`] asks for it and the matrix is inside a layer,
+    /// and may be there where it does not; without, the weights alone decide.
+    ///
+    /// **Errors**: [`Error::Format`] where a weight cannot be coded; the caller adds the tensor.
     fn quantize(
         &self,
         weights: &dyn Rows,
-        stats: &Stats<'_>,
+        stats: Option<&Stats>,
         to: &'static dyn AnyFormat,
         threads: usize,
-    ) -> Result<Blocks, Error>;
+    ) -> Result<Coded, Error>;
 }
 
-/// What a quantizer must know about the inputs that a matrix is multiplied with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Needs {
-    /// The weights alone: no calibration.
-    Nothing,
-    /// The mean square of each input column.
-    Importance,
-    /// The mean product of each pair of input columns.
-    Hessian,
+/// A coded matrix.
+#[derive(Clone, Debug)]
+pub struct Coded {
+    pub blocks: Blocks,
+    /// What a reader should know, such as dead columns or a damping that was needed.
+    pub notes: Vec<String>,
 }
 
-/// What calibration found out about the inputs of one matrix; empty without calibration.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stats<'a> {
-    /// Mean square of each input column, \[cols\].
-    pub importance: Option<&'a [f32]>,
-    /// Mean product of each pair of input columns, \[cols, cols\].
-    pub hessian: Option<&'a [f32]>,
+impl From<Blocks> for Coded {
+    fn from(blocks: Blocks) -> Self {
+        Self { blocks, notes: Vec::new() }
+    }
 }
 
 /// Round to nearest: each weight gets the code nearest to it, by the format's own rule.
@@ -56,10 +57,10 @@ impl Quantizer for Rtn {
     fn quantize(
         &self,
         weights: &dyn Rows,
-        _: &Stats<'_>,
+        _: Option<&Stats>,
         to: &'static dyn AnyFormat,
         threads: usize,
-    ) -> Result<Blocks, Error> {
-        to.encode_from(weights, threads)
+    ) -> Result<Coded, Error> {
+        Ok(to.encode_from(weights, threads)?.into())
     }
 }

@@ -1,0 +1,25 @@
+/// What calibration found out about the inputs that the matrices of one stage are multiplied with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// How many inputs (tokens) were seen.
+    pub count: u64,
+    /// Mean of |x| of each column, \[cols\].
+    pub mean_abs: Vec<f32>,
+    /// Mean of x² of each column, \[cols\]: what llama.cpp calls importance.
+    pub importance: Vec<f32>,
+    /// Largest |x| of each column, \[cols\].
+    pub absmax: Vec<f32>,
+    /// Mean of x xᵀ, \[cols, cols\], symmetric with both halves filled, where it was asked for.
+    pub hessian: Option<Vec<f32>>,
+}
+
+/// What an algorithm must know about the inputs that a matrix is multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Needs {
+    /// The weights alone: no calibration.
+    Nothing,
+    /// Means and extremes of each input column.
+    Importance,
+    /// The mean product of each pair of input columns besides.
+    Hessian,
+}
