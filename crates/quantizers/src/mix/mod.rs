@@ -1,0 +1,8 @@
+//! Which format each tensor gets: llama.cpp's mixes, the user's rules, an assignment from a file,
+//! or the allocation that loses least within a budget.
+
+mod allocate;
+mod llama;
+
+pub use allocate::{Allocation, Choice, allocate};
+pub use llama::{MIXES, Matrix, Mix, Shape, fallback, mix_by_name};
