@@ -10,11 +10,8 @@ mod error;
 mod fingerprint;
 mod job;
 mod measure;
-<<<<<<< HEAD
 mod method;
-=======
 mod mix;
->>>>>>> 731aa19 (Choose types per tensor as llama-quantize does; allocate formats within a budget, provably)
 mod plan;
 mod quantizer;
 mod recipe;
@@ -27,11 +24,8 @@ mod weights;
 pub use block::{Block, Dense};
 pub use error::Error;
 pub use job::{About, Job, quantize};
-<<<<<<< HEAD
 pub use method::{METHODS, Method, Pipeline, Settings};
-=======
 pub use mix::{Allocation, Choice, MIXES, Matrix, Mix, Shape, allocate, fallback, mix_by_name};
->>>>>>> 731aa19 (Choose types per tensor as llama-quantize does; allocate formats within a budget, provably)
 pub use plan::{Input, Plan, Planned};
 pub use quantizer::{Coded, Quantizer, Rtn};
 pub use recipe::{Recipe, Target};
