@@ -1,4 +1,4 @@
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use lathe_base::Buf;
 
@@ -16,6 +16,9 @@ pub struct Blocks {
     pub cols: usize,
     pub data: Buf,
     pub side: Buf,
+    /// Where coded columns lie in the matrix, if not in order (GPTQ's act-order): coded column `j`
+    /// is column `order[j]` of the matrix. See [`Blocks::with_order`].
+    pub order: Option<Arc<[u32]>>,
 }
 
 impl Blocks {
@@ -41,10 +44,27 @@ impl Blocks {
         if !format.side_fits(rows, cols, &side) {
             return wrong("side data", format.side_bytes(rows, cols), side.len());
         }
-        Ok(Self { format, rows, cols, data, side })
+        Ok(Self { format, rows, cols, data, side, order: None })
     }
 
-    /// The coded bytes of one row.
+    /// The same codes with their columns elsewhere: coded column `j` is column `order[j]`. An
+    /// order that moves nothing is dropped.
+    ///
+    /// **Errors**: an order that does not name each column once.
+    pub fn with_order(self, order: Arc<[u32]>) -> Result<Self, Error> {
+        let mut seen = vec![false; self.cols];
+        let fresh = |&col: &u32| match seen.get_mut(col as usize) {
+            Some(seen) => !std::mem::replace(seen, true),
+            None => false,
+        };
+        if order.len() != self.cols || !order.iter().all(fresh) {
+            return Err(Error::Order { cols: self.cols });
+        }
+        let moves = order.iter().enumerate().any(|(j, col)| j != *col as usize);
+        Ok(Self { order: moves.then_some(order), ..self })
+    }
+
+    /// The coded bytes of one row, in the order of the codes.
     pub fn row(&self, row: usize) -> &[u8] {
         let bytes = self.format.row_bytes(self.cols);
         &self.data[row * bytes..][..bytes]
@@ -63,6 +83,7 @@ impl Blocks {
             cols: self.cols,
             data: self.data.slice(start * bytes..end * bytes),
             side: self.format.slice_side(self, start, end),
+            order: self.order.clone(),
         })
     }
 
@@ -73,7 +94,12 @@ impl Blocks {
 
     /// Writes the weights of one row to `out`, which has `cols` places.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
-        self.format.decode_row(self, row, out);
+        let Some(order) = &self.order else { return self.format.decode_row(self, row, out) };
+        let mut coded = vec![0.0; self.cols];
+        self.format.decode_row(self, row, &mut coded);
+        for (col, weight) in order.iter().zip(coded) {
+            out[*col as usize] = weight;
+        }
     }
 
     /// All weights: for small matrices and tests.

@@ -33,6 +33,15 @@ pub enum Error {
          use a format with a wider range, such as bf16"
     )]
     TooLarge { format: &'static str, row: usize, col: usize, value: f32, limit: f32 },
+    /// Importance for another number of columns.
+    #[error("importance was given for {found} columns, and the matrix has {cols}")]
+    Importance { cols: usize, found: usize },
+    /// Importance that is no weight of an error.
+    #[error("the importance of column {col} is {value}; it must be finite and not negative")]
+    BadImportance { col: usize, value: f32 },
+    /// A column order that is not one.
+    #[error("the column order of a matrix of {cols} columns does not name each of them once")]
+    Order { cols: usize },
     /// Rows outside of the matrix were asked for.
     #[error("rows {start}..{end} were asked of a matrix that has {rows}")]
     Rows { start: usize, end: usize, rows: usize },

@@ -3,7 +3,7 @@ use std::{fmt, marker::PhantomData};
 use bytemuck::Pod;
 use lathe_base::Buf;
 
-use crate::{Blocks, Error};
+use crate::{Blocks, Effort, Error, Grid, grid};
 
 /// One block of codes as it lies in memory: the typed side of a format.
 ///
@@ -29,6 +29,11 @@ pub trait Format: Pod + Send + Sync {
 
     /// An upper bound of |weight − decoded| where no weight exceeds `absmax`.
     fn error_bound(absmax: f32) -> f32;
+
+    /// Its grid, for algorithms that choose codes themselves; see [`AnyFormat::grid`].
+    fn grid() -> Option<&'static dyn Grid> {
+        None
+    }
 
     /// Codes a row; to be overridden where a row is faster than its blocks.
     fn encode_row(src: &[f32], dst: &mut [Self]) {
@@ -124,6 +129,30 @@ pub trait AnyFormat: fmt::Debug + Send + Sync + 'static {
     /// As [`AnyFormat::encode`], reading the rows as they are needed: memory stays at the coded
     /// bytes and one expanded row per thread.
     fn encode_from(&'static self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error>;
+
+    /// Its grid, for algorithms that choose codes themselves; `None` where numbers are not
+    /// rounded to a grid (dense formats, codebooks of vectors).
+    fn grid(&'static self) -> Option<&'static dyn Grid> {
+        None
+    }
+
+    /// As [`AnyFormat::encode_from`], with a choice of [`Effort`]; `importance` is what an error
+    /// in each column weighs, one finite, non-negative number each.
+    ///
+    /// **Errors**: as for encoding, and an importance that is not one such number per column.
+    fn encode_weighted(
+        &'static self,
+        source: &dyn Rows,
+        importance: Option<&[f32]>,
+        effort: Effort,
+        threads: usize,
+    ) -> Result<Blocks, Error> {
+        grid::check_importance(importance, source.shape().1)?;
+        match (effort, self.grid()) {
+            (Effort::Search, Some(grid)) => grid::encode(grid, source, importance, threads),
+            _ => self.encode_from(source, threads),
+        }
+    }
 }
 
 /// The erased twin of a [`Format`], for [`crate::FORMATS`].
@@ -132,6 +161,11 @@ pub struct Erased<F>(PhantomData<fn() -> F>);
 impl<F> Erased<F> {
     /// The one value of this type.
     pub const NEW: Self = Self(PhantomData);
+}
+
+impl<F: 'static> Erased<F> {
+    /// A reference to it.
+    pub const REF: &'static Self = &Self(PhantomData);
 }
 
 impl<F: Format> fmt::Debug for Erased<F> {
@@ -174,9 +208,13 @@ impl<F: Format> AnyFormat for Erased<F> {
     }
 
     fn encode_from(&'static self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error> {
-        encode_by_row(self, source, threads, |src, dst| {
+        encode_by_row(self, source, threads, |_, src, dst| {
             F::encode_row(src, bytemuck::cast_slice_mut(dst));
         })
+    }
+
+    fn grid(&'static self) -> Option<&'static dyn Grid> {
+        F::grid()
     }
 }
 
@@ -212,13 +250,13 @@ impl Rows for Slice<'_> {
 /// A thread is worth starting for this many weights (some 50 µs of work).
 const PER_THREAD: usize = 1 << 15;
 
-/// Codes `source` row by row with `encode_row` on `threads` threads. Rows do not depend on one another, hence
-/// neither does the result on the number of threads.
+/// Codes `source` row by row with `encode_row` (row, weights, bytes) on `threads` threads. Rows do
+/// not depend on one another, hence neither does the result on the number of threads.
 pub(crate) fn encode_by_row(
     format: &'static dyn AnyFormat,
     source: &dyn Rows,
     threads: usize,
-    encode_row: impl Fn(&[f32], &mut [u8]) + Sync,
+    encode_row: impl Fn(usize, &[f32], &mut [u8]) + Sync,
 ) -> Result<Blocks, Error> {
     let (rows, cols) = source.shape();
     format.check(cols)?;
@@ -232,7 +270,7 @@ pub(crate) fn encode_by_row(
         for (i, dst) in dst.chunks_exact_mut(row_bytes.max(1)).enumerate() {
             source.read(first + i, &mut weights);
             check_row(format, first + i, &weights)?;
-            encode_row(&weights, dst);
+            encode_row(first + i, &weights, dst);
         }
         Ok(())
     };
@@ -246,7 +284,7 @@ pub(crate) fn encode_by_row(
             part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })?;
-    Ok(Blocks { format, rows, cols, data: data.into(), side: Buf::new() })
+    Ok(Blocks { format, rows, cols, data: data.into(), side: Buf::new(), order: None })
 }
 
 fn check_row(format: &(impl AnyFormat + ?Sized), row: usize, weights: &[f32]) -> Result<(), Error> {

@@ -4,8 +4,9 @@ use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
 use crate::{
-    Format,
+    Affine, Effort, Erased, Format, Grid, Levels, Scaled, grid,
     round::{absmax, half_even},
+    search,
 };
 
 /// A symmetric group of `N` weights; `H` is N / 2.
@@ -86,6 +87,16 @@ fn stored(scale: f32) -> bf16 {
     if scale == bf16::ZERO { bf16::EPSILON } else { scale }
 }
 
+/// The scale and the zero point (−8..=7) of an asymmetric group. The zero point is of the scale
+/// before it is rounded, the codes will be of the one after.
+fn range(src: &[f32]) -> (f32, i32) {
+    let low = src.iter().fold(0.0, |low: f32, x| if *x < low { *x } else { low });
+    let high = src.iter().fold(0.0, |high: f32, x| if *x > high { *x } else { high });
+    let scale = (high - low) / 15.0;
+    let zero = if scale > 0.0 { (-8.0 - low / scale).clamp(-8.0, 7.0) } else { 0.0 };
+    (scale, half_even(zero))
+}
+
 /// What rounding a scale to bf16 loses: relative for normal numbers, absolute below.
 fn scale_error(scale: f32) -> f32 {
     (scale * 2f32.powi(-8)).max(f32::MIN_POSITIVE * 2f32.powi(-8))
@@ -115,6 +126,10 @@ impl<const N: usize, const H: usize> Format for Int4<N, H> {
         unpack(&self.codes, self.scale, 8, out);
     }
 
+    fn grid() -> Option<&'static dyn Grid> {
+        Some(Erased::<Self>::REF)
+    }
+
     fn error_bound(absmax: f32) -> f32 {
         // Half a step; the positive end lies 7.5 steps up and is clamped to 7: half a step too.
         let scale = absmax / 7.5;
@@ -138,13 +153,8 @@ impl<const N: usize, const H: usize> Format for Int4Asym<N, H> {
     const LIMIT: f32 = LIMIT;
 
     fn encode(src: &[f32]) -> Self {
-        let low = src.iter().fold(0.0, |low: f32, x| if *x < low { *x } else { low });
-        let high = src.iter().fold(0.0, |high: f32, x| if *x > high { *x } else { high });
-        // The zero point is of the scale before it is rounded, the codes of the one after.
-        let scale = (high - low) / 15.0;
-        let zero = if scale > 0.0 { (-8.0 - low / scale).clamp(-8.0, 7.0) } else { 0.0 };
+        let (scale, zero) = range(src);
         let scale_stored = stored(scale);
-        let zero = half_even(zero);
         let codes = pack(src, scale_stored.to_f32(), zero as f32);
         Self { scale: scale_stored.to_le_bytes(), zero: (zero + 8) as u8, codes }
     }
@@ -153,10 +163,62 @@ impl<const N: usize, const H: usize> Format for Int4Asym<N, H> {
         unpack(&self.codes, self.scale, i32::from(self.zero), out);
     }
 
+    fn grid() -> Option<&'static dyn Grid> {
+        Some(Erased::<Self>::REF)
+    }
+
     fn error_bound(absmax: f32) -> f32 {
         // The range is at most twice absmax. A rounded zero point shifts the grid by up to half a
         // step against the range, so that an end is clamped by no more than rounding moves it.
         let scale = 2.0 * (absmax / 15.0);
         0.5001 * scale + 15.0 * scale_error(scale)
+    }
+}
+
+/// Two codes a byte, the first in the low nibble.
+fn nibbles<const H: usize>(codes: &[u8]) -> [u8; H] {
+    let mut nibbles = [0; H];
+    for (byte, pair) in nibbles.iter_mut().zip(codes.chunks_exact(2)) {
+        *byte = pair[0] & 15 | pair[1] << 4;
+    }
+    nibbles
+}
+
+impl<const N: usize, const H: usize> Scaled for Int4<N, H> {
+    const LEVELS: Levels = Levels::Integers { low: -8, high: 7 };
+
+    fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self {
+        let scale = grid::scale(Self::LEVELS, absmax(weights) / 7.5, weights, importance, effort);
+        Self { scale: stored(scale).to_le_bytes(), codes: [0; H] }
+    }
+
+    fn affine(&self) -> Affine {
+        Affine { scale: bf16::from_le_bytes(self.scale).to_f32(), offset: 0.0 }
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        self.codes = nibbles(codes);
+    }
+}
+
+impl<const N: usize, const H: usize> Scaled for Int4Asym<N, H> {
+    const LEVELS: Levels = Levels::Integers { low: 0, high: 15 };
+
+    fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self {
+        let (mut scale, mut zero) = range(weights);
+        if effort == Effort::Search {
+            (scale, zero) = search::scale_and_zero(0..=15, (scale, zero + 8), weights, importance);
+            zero -= 8;
+        }
+        Self { scale: stored(scale).to_le_bytes(), zero: (zero + 8) as u8, codes: [0; H] }
+    }
+
+    fn affine(&self) -> Affine {
+        let scale = bf16::from_le_bytes(self.scale).to_f32();
+        Affine { scale, offset: -scale * f32::from(self.zero) }
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        self.codes = nibbles(codes);
     }
 }

@@ -1,6 +1,7 @@
 use crate::{
-    AnyFormat, Blocks, Error, Rows,
+    Affine, AnyFormat, Blocks, Error, Grid, Levels, Rows, Scales, Span,
     format::encode_by_row,
+    grid,
     round::{absmax, half_even},
 };
 
@@ -75,6 +76,38 @@ impl AnyFormat for Int8 {
     }
 
     fn encode_from(&'static self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error> {
-        encode_by_row(self, source, threads, encode_row)
+        encode_by_row(self, source, threads, |_, src, dst| encode_row(src, dst))
+    }
+
+    fn grid(&'static self) -> Option<&'static dyn Grid> {
+        Some(self)
+    }
+}
+
+impl Grid for Int8 {
+    fn span(&self, cols: usize) -> usize {
+        cols
+    }
+
+    fn group(&self, cols: usize) -> usize {
+        cols
+    }
+
+    fn levels(&self) -> Levels {
+        Levels::Integers { low: -127, high: 127 }
+    }
+
+    fn fit(&self, span: Span<'_>, scales: &mut Scales) {
+        let own = absmax(span.weights) / 127.0;
+        let scale = grid::scale(self.levels(), own, span.weights, span.importance, span.effort);
+        scales.set(Affine { scale, offset: 0.0 }, &scale.to_le_bytes());
+    }
+
+    fn pack(&self, scales: &Scales, codes: &[u8], out: &mut [u8]) {
+        let (to, scale) = out.split_at_mut(codes.len());
+        for (to, code) in to.iter_mut().zip(codes) {
+            *to = code.wrapping_sub(127);
+        }
+        scale.copy_from_slice(&scales.stored);
     }
 }

@@ -12,6 +12,7 @@ mod blocks;
 mod dense;
 mod error;
 mod format;
+mod grid;
 mod int4;
 mod int8;
 mod nf4;
@@ -20,12 +21,14 @@ mod q4_0;
 mod q5_0;
 mod q8_0;
 mod round;
+mod search;
 mod table;
 
 pub use blocks::Blocks;
 pub use dense::{BF16, F16, F32};
 pub use error::Error;
 pub use format::{AnyFormat, Erased, Format, Rows};
+pub use grid::{Affine, Effort, Grid, Levels, Scaled, Scales, Span};
 pub use int4::{
     Int4, Int4Asym, Int4AsymG32, Int4AsymG64, Int4AsymG128, Int4G32, Int4G64, Int4G128,
 };

@@ -1,6 +1,6 @@
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Format, round::absmax};
+use crate::{Affine, Effort, Erased, Format, Grid, Levels, Scaled, grid, round::absmax};
 
 /// NF4: 64 codes into a table of normal quantiles, times the largest magnitude of the block.
 ///
@@ -61,11 +61,17 @@ pub(crate) fn codes(src: &[f32], absmax: f32) -> [u8; BLOCK / 2] {
         let x = x * inverse;
         *level = MIDPOINTS.iter().map(|midpoint| u8::from(x > *midpoint)).sum();
     }
-    let mut codes = [0; BLOCK / 2];
-    for (byte, pair) in codes.iter_mut().zip(levels.chunks_exact(2)) {
+    nibbles(&levels)
+}
+
+/// Two codes a byte, the first in the high nibble.
+#[inline(always)]
+pub(crate) fn nibbles(codes: &[u8]) -> [u8; BLOCK / 2] {
+    let mut nibbles = [0; BLOCK / 2];
+    for (byte, pair) in nibbles.iter_mut().zip(codes.chunks_exact(2)) {
         *byte = pair[0] << 4 | pair[1];
     }
-    codes
+    nibbles
 }
 
 /// The weights that `codes` stand for.
@@ -100,8 +106,29 @@ impl Format for Nf4 {
         levels(&self.codes, f32::from_le_bytes(self.absmax), out);
     }
 
+    fn grid() -> Option<&'static dyn Grid> {
+        Some(Erased::<Self>::REF)
+    }
+
     fn error_bound(absmax: f32) -> f32 {
         // Below the smallest divisor a block may lose all of its (vanishing) numbers.
         if absmax < SMALLEST { 2.0 * absmax } else { HALF_GAP * absmax }
+    }
+}
+
+impl Scaled for Nf4 {
+    const LEVELS: Levels = Levels::Table(&NF4_LEVELS);
+
+    fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self {
+        let absmax = grid::scale(Self::LEVELS, absmax(weights), weights, importance, effort);
+        Self { absmax: absmax.to_le_bytes(), codes: [0; BLOCK / 2] }
+    }
+
+    fn affine(&self) -> Affine {
+        Affine { scale: f32::from_le_bytes(self.absmax), offset: 0.0 }
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        self.codes = nibbles(codes);
     }
 }

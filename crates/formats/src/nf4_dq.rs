@@ -4,7 +4,8 @@ use bytemuck::{Pod, Zeroable};
 use lathe_base::Buf;
 
 use crate::{
-    AnyFormat, Blocks, Erased, Error, Format, Nf4, Rows,
+    Affine, AnyFormat, Blocks, Effort, Erased, Error, Format, Grid, Levels, NF4_LEVELS, Nf4, Rows,
+    Scales, Span, grid,
     nf4::{self, BLOCK, HALF_GAP},
     round::absmax,
 };
@@ -247,7 +248,61 @@ impl AnyFormat for Nf4Dq {
             cols: single.cols,
             data: bytemuck::allocation::cast_vec::<_, u8>(blocks).into(),
             side: nested.to_side(),
+            order: None,
         })
+    }
+
+    fn grid(&'static self) -> Option<&'static dyn Grid> {
+        Some(self)
+    }
+}
+
+impl Grid for Nf4Dq {
+    fn span(&self, _: usize) -> usize {
+        BLOCK
+    }
+
+    fn group(&self, _: usize) -> usize {
+        BLOCK
+    }
+
+    fn levels(&self) -> Levels {
+        Levels::Table(&NF4_LEVELS)
+    }
+
+    fn begin(
+        &self,
+        weights: &dyn Rows,
+        importance: Option<&[f32]>,
+        effort: Effort,
+        _: usize,
+    ) -> Buf {
+        let (rows, cols) = weights.shape();
+        let mut row = vec![0.0; cols];
+        let mut all = Vec::with_capacity(rows * (cols / BLOCK));
+        for i in 0..rows {
+            weights.read(i, &mut row);
+            for (j, block) in row.chunks_exact(BLOCK).enumerate() {
+                let importance = importance.map(|all| &all[j * BLOCK..][..BLOCK]);
+                all.push(grid::scale(self.levels(), absmax(block), block, importance, effort));
+            }
+        }
+        Nested::compress(&all, mean(&all)).1.to_side()
+    }
+
+    fn fit(&self, span: Span<'_>, scales: &mut Scales) {
+        let Span { side, index, weights, importance, effort } = span;
+        let own = grid::scale(self.levels(), absmax(weights), weights, importance, effort);
+        let nested = f32_at(side, HEADER + 4 * ((skip(side) + index) / NESTED_BLOCK));
+        let offset = f32_at(side, 0);
+        let code = dynamic_code((own - offset) * (1.0 / nested));
+        let scale = f32_at(side, 8 + 4 * usize::from(code)) * nested + offset;
+        scales.set(Affine { scale, offset: 0.0 }, &[code]);
+    }
+
+    fn pack(&self, scales: &Scales, codes: &[u8], out: &mut [u8]) {
+        out[..1].copy_from_slice(&scales.stored);
+        out[1..].copy_from_slice(&nf4::nibbles(codes));
     }
 }
 

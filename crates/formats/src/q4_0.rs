@@ -2,7 +2,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use crate::{
-    Format,
+    Affine, Effort, Erased, Format, Grid, Levels, Scaled, grid,
     round::{extreme, shifted_inverse},
 };
 
@@ -46,9 +46,32 @@ impl Format for Q4_0 {
         }
     }
 
+    fn grid() -> Option<&'static dyn Grid> {
+        Some(Erased::<Self>::REF)
+    }
+
     fn error_bound(absmax: f32) -> f32 {
         // As for Q5_0: a whole step at the end opposite to the extreme, half a step elsewhere.
         let scale = absmax / 8.0;
         1.0001 * scale + 8.0 * (scale * 2f32.powi(-11)).max(2f32.powi(-25))
+    }
+}
+
+impl Scaled for Q4_0 {
+    const LEVELS: Levels = Levels::Integers { low: -8, high: 7 };
+
+    fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self {
+        let scale = grid::scale(Self::LEVELS, extreme(weights) / -8.0, weights, importance, effort);
+        Self { scale: f16::from_f32(scale).to_le_bytes(), codes: [0; 16] }
+    }
+
+    fn affine(&self) -> Affine {
+        Affine { scale: f16::from_le_bytes(self.scale).to_f32(), offset: 0.0 }
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        for (j, byte) in self.codes.iter_mut().enumerate() {
+            *byte = codes[j] & 15 | codes[j + 16] << 4;
+        }
     }
 }

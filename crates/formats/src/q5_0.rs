@@ -2,7 +2,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use crate::{
-    Format,
+    Affine, Effort, Erased, Format, Grid, Levels, Scaled, grid,
     round::{extreme, shifted_inverse},
 };
 
@@ -34,12 +34,10 @@ impl Format for Q5_0 {
         for (code, x) in codes.iter_mut().zip(src) {
             *code = ((x * inverse + shift) as i32).clamp(0, 31) as u8;
         }
-        let mut low = [0; 16];
-        for (j, byte) in low.iter_mut().enumerate() {
-            *byte = codes[j] & 15 | codes[j + 16] << 4;
-        }
-        let high = codes.iter().enumerate().fold(0, |bits, (j, c)| bits | u32::from(c >> 4) << j);
-        Self { scale: f16::from_f32(scale).to_le_bytes(), high: high.to_le_bytes(), low }
+        let mut block =
+            Self { scale: f16::from_f32(scale).to_le_bytes(), high: [0; 4], low: [0; 16] };
+        block.set_codes(&codes);
+        block
     }
 
     #[inline(always)]
@@ -54,10 +52,38 @@ impl Format for Q5_0 {
         }
     }
 
+    fn grid() -> Option<&'static dyn Grid> {
+        Some(Erased::<Self>::REF)
+    }
+
     fn error_bound(absmax: f32) -> f32 {
         // The end opposite to the extreme is cut one step short (−16..15): a whole step there,
         // half a step elsewhere, and 16 times the rounding of the scale to f16.
         let scale = absmax / 16.0;
         1.0001 * scale + 16.0 * (scale * 2f32.powi(-11)).max(2f32.powi(-25))
+    }
+}
+
+impl Scaled for Q5_0 {
+    const LEVELS: Levels = Levels::Integers { low: -16, high: 15 };
+
+    fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self {
+        let scale =
+            grid::scale(Self::LEVELS, extreme(weights) / -16.0, weights, importance, effort);
+        Self { scale: f16::from_f32(scale).to_le_bytes(), high: [0; 4], low: [0; 16] }
+    }
+
+    fn affine(&self) -> Affine {
+        Affine { scale: f16::from_le_bytes(self.scale).to_f32(), offset: 0.0 }
+    }
+
+    #[inline(always)]
+    fn set_codes(&mut self, codes: &[u8]) {
+        for (j, byte) in self.low.iter_mut().enumerate() {
+            *byte = codes[j] & 15 | codes[j + 16] << 4;
+        }
+        let bits = codes.iter().take(32).enumerate();
+        let high = bits.fold(0, |bits, (j, code)| bits | u32::from(code >> 4) << j);
+        self.high = high.to_le_bytes();
     }
 }

@@ -2,7 +2,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use crate::{
-    Format,
+    Affine, Effort, Erased, Format, Grid, Levels, Scaled, grid,
     round::{absmax, half_away, inverse},
 };
 
@@ -42,9 +42,32 @@ impl Format for Q8_0 {
         }
     }
 
+    fn grid() -> Option<&'static dyn Grid> {
+        Some(Erased::<Self>::REF)
+    }
+
     fn error_bound(absmax: f32) -> f32 {
         // Half a step, and 127 times the rounding of the scale to f16.
         let scale = absmax / 127.0;
         0.5001 * scale + 127.0 * (scale * 2f32.powi(-11)).max(2f32.powi(-25))
+    }
+}
+
+impl Scaled for Q8_0 {
+    const LEVELS: Levels = Levels::Integers { low: -127, high: 127 };
+
+    fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self {
+        let scale = grid::scale(Self::LEVELS, absmax(weights) / 127.0, weights, importance, effort);
+        Self { scale: f16::from_f32(scale).to_le_bytes(), codes: [0; 32] }
+    }
+
+    fn affine(&self) -> Affine {
+        Affine { scale: f16::from_le_bytes(self.scale).to_f32(), offset: 0.0 }
+    }
+
+    fn set_codes(&mut self, codes: &[u8]) {
+        for (to, code) in self.codes.iter_mut().zip(codes) {
+            *to = (i16::from(*code) - 127) as i8;
+        }
     }
 }

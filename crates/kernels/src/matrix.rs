@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use lathe_formats::{AnyFormat, Blocks};
 
 use crate::{Error, Pool, dense, panels::Panels};
@@ -22,6 +24,8 @@ pub struct Matrix {
     format: &'static dyn AnyFormat,
     precision: Precision,
     store: Store,
+    /// The input that each coded column is multiplied with, where they are not in order.
+    order: Option<Arc<[u32]>>,
 }
 
 /// How the weights are held.
@@ -46,11 +50,14 @@ impl Matrix {
     /// As [`Matrix::new`], with a choice of arithmetic, and prepared by the pool's threads.
     pub fn with(blocks: Blocks, precision: Precision, pool: &Pool) -> Result<Self, Error> {
         let (rows, cols, format) = (blocks.rows, blocks.cols, blocks.format);
+        let order = blocks.order.clone();
+        // What is held is in the order of the codes; the inputs are gathered to match.
+        let blocks = Blocks { order: None, ..blocks };
         let store = match Panels::pack(pool, &blocks) {
             Some(panels) => Store::Panels(panels?),
             None => Store::Rows(blocks),
         };
-        Ok(Self { rows, cols, format, precision, store })
+        Ok(Self { rows, cols, format, precision, store, order })
     }
 
     /// Whether it reads the bytes that it was made from, as opposed to a repacked copy.
@@ -100,6 +107,16 @@ impl Matrix {
 
     /// Writes the weights of one row to `out`, which has `cols` places: an embedding's look-up.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        let Some(order) = &self.order else { return self.decode_coded(row, out) };
+        let mut coded = vec![0.0; self.cols];
+        self.decode_coded(row, &mut coded);
+        for (col, weight) in order.iter().zip(coded) {
+            out[*col as usize] = weight;
+        }
+    }
+
+    /// One row in the order of the codes.
+    fn decode_coded(&self, row: usize, out: &mut [f32]) {
         match &self.store {
             Store::Rows(blocks) => blocks.decode_row(row, out),
             Store::Panels(panels) => panels.decode_row(row, out),
@@ -107,9 +124,16 @@ impl Matrix {
     }
 
     pub(crate) fn product(&self, pool: &Pool, x: &[f32], t: usize, out: &mut [f32]) {
+        let gathered = self.order.as_ref().map(|order| gather(x, order));
+        let x = gathered.as_deref().unwrap_or(x);
         match &self.store {
             Store::Rows(blocks) => dense::matmul(pool, x, t, blocks, out),
             Store::Panels(panels) => panels.matmul(pool, x, t, self.precision, out),
         }
     }
+}
+
+/// The inputs of every token in the order of the codes.
+fn gather(x: &[f32], order: &[u32]) -> Vec<f32> {
+    x.chunks_exact(order.len()).flat_map(|x| order.iter().map(|col| x[*col as usize])).collect()
 }

@@ -265,3 +265,23 @@ fn nothing_times_nothing_is_nothing() {
     let w = Matrix::new(f32.encode(2, 0, &[], 1).unwrap()).unwrap();
     assert_eq!(product(&[], 1, &w, 2), [0.0; 2]);
 }
+
+#[test]
+fn columns_in_another_order_meet_their_own_inputs() {
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let (rows, cols) = (19, 384);
+    let order: std::sync::Arc<[u32]> = (0..cols as u32).map(|j| j * 25 % cols as u32).collect();
+    for format in FORMATS {
+        let blocks = format.encode(rows, cols, &normal(&mut rng, rows * cols), 1).unwrap();
+        let moved = blocks.clone().with_order(order.clone()).unwrap();
+        let x = normal(&mut rng, 3 * cols);
+        let gathered: Vec<f32> =
+            x.chunks(cols).flat_map(|x| order.iter().map(|col| x[*col as usize])).collect();
+        let (plain, ordered) = (Matrix::new(blocks).unwrap(), Matrix::new(moved.clone()).unwrap());
+        let name = format.name();
+        assert_eq!(product(&x, 3, &ordered, 2), product(&gathered, 3, &plain, 2), "{name}");
+        let mut row = vec![0.0; cols];
+        ordered.decode_row(7, &mut row);
+        assert_eq!(row, moved.decode()[7 * cols..8 * cols], "{name}");
+    }
+}

@@ -52,7 +52,11 @@ impl Numbers {
     /// The one stored matrix that these numbers are, if they are in `format` already and in order.
     pub(crate) fn in_order(&self, format: &dyn AnyFormat) -> Option<&Blocks> {
         match self.parts.as_slice() {
-            [Part { blocks, order: None }] if blocks.format.name() == format.name() => Some(blocks),
+            [Part { blocks, order: None }]
+                if blocks.format.name() == format.name() && blocks.order.is_none() =>
+            {
+                Some(blocks)
+            }
             _ => None,
         }
     }
