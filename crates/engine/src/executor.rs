@@ -4,12 +4,13 @@ use std::{
 };
 
 use lathe_kernels::{Slot, Span};
-use lathe_models::{Attention, Frequencies, Layer, Mlp, Norm, Rope, Scaling, Spec};
+use lathe_models::{Frequencies, Layer, Rope, Scaling, Spec};
 
 use crate::{
     Error,
-    backend::{Angles, Attend, Backend, CacheShape, MatMul, NormOf},
-    network::{LayerWeights, Linear, Network},
+    backend::{Angles, Backend, CacheShape, MatMul},
+    layer::{self, Buffers, Place, Positions, Steps, norm_of},
+    network::Network,
     pages::{FreePages, PageTable},
 };
 
@@ -71,19 +72,6 @@ struct State<B: Backend> {
     buffers: Buffers<B>,
 }
 
-struct Buffers<B: Backend> {
-    x: B::Buffer,
-    normed: B::Buffer,
-    branch: B::Buffer,
-    q: B::Buffer,
-    mixed: B::Buffer,
-    k: B::Buffer,
-    v: B::Buffer,
-    gate: B::Buffer,
-    up: B::Buffer,
-    logits: B::Buffer,
-}
-
 /// Rows of logits computed at a time, so that scoring a long text needs little memory.
 pub(crate) const LOGIT_ROWS: usize = 16;
 
@@ -95,15 +83,6 @@ struct Pass {
     runs: Vec<(usize, Range<usize>, usize)>,
     /// Rows whose logits are wanted.
     wanted: Vec<usize>,
-}
-
-/// What every layer of a pass needs to know.
-struct Walk<'a> {
-    tokens: usize,
-    spans: &'a [Span<'a>],
-    slots: &'a [Slot],
-    angles: &'a [Angles],
-    wanted: &'a [usize],
 }
 
 impl Sequence {
@@ -153,7 +132,7 @@ impl<B: Backend> Executor<B> {
             }
         }
         let cache = backend.cache(room.cache)?;
-        let buffers = Buffers::new(&backend, &spec, room.chunk)?;
+        let buffers = Buffers::new(&backend, &spec, room.chunk, LOGIT_ROWS)?;
         let Room { context, chunk, .. } = room;
         let free = FreePages::new(room.cache.pages);
         let state = Mutex::new(State { cache, buffers });
@@ -224,15 +203,18 @@ impl<B: Backend> Executor<B> {
                 (0..rows.len()).map(move |i| table(*feed).slot(start + i))
             })
             .collect();
+        let positions: Vec<Positions> = pass
+            .runs
+            .iter()
+            .map(|(feed, rows, start)| Positions {
+                range: *start..start + rows.len(),
+                horizon: feeds[*feed].horizon,
+            })
+            .collect();
+        let ropes = self.ropes.iter();
         let angles: Vec<Angles> =
-            (0..self.ropes.len()).map(|r| self.angles(r, pass, feeds)).collect();
-        let walk = Walk {
-            tokens: pass.tokens.len(),
-            spans: &spans,
-            slots: &slots,
-            angles: &angles,
-            wanted: &pass.wanted,
-        };
+            ropes.map(|(rope, usual)| layer::angles(rope, usual, &positions)).collect();
+        let tokens = pass.tokens.len();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { cache, buffers } = &mut *state;
         self.backend.embed(
@@ -243,111 +225,37 @@ impl<B: Backend> Executor<B> {
         );
         for (index, layer) in self.spec.layers.iter().enumerate() {
             let weights = &self.network.layers[index];
-            self.keys_and_queries(&walk, index, layer.attention(), weights, cache, buffers);
-            let mut rows = walk.tokens;
-            if index + 1 == self.spec.layers.len() {
-                // What follows is for the wanted rows only.
-                rows = self.keep_wanted(&walk, layer.attention(), buffers);
+            let steps = Steps { backend: &self.backend, width: self.spec.width, layer };
+            let last = index + 1 == self.spec.layers.len();
+            let angles = &angles[self.rope_of[index]];
+            let place = Place { layer: index, spans: &spans, slots: &slots, angles };
+            steps.mixer_input(tokens, &weights.before_mixer, buffers);
+            steps.project(&place, &weights.mixer_in, cache, buffers);
+            if last && pass.wanted.is_empty() {
+                continue;
             }
-            if rows > 0 {
-                self.mixer_out(rows, layer, weights, buffers);
-                self.mlp(rows, layer, weights, buffers);
-            }
+            steps.attend(&place, cache, buffers);
+            // What follows the last mixer is for the wanted rows only.
+            let rows = if last { self.keep_wanted(pass, layer, buffers) } else { tokens };
+            steps.mixer_output(rows, &weights.mixer_out, buffers);
+            steps.mlp_input(rows, &weights.before_mlp, buffers);
+            steps.gate(rows, &weights.mlp_in, buffers);
+            steps.mlp_output(rows, &weights.mlp_out, buffers);
         }
-        self.logits(walk.wanted.len(), buffers, logits);
-    }
-
-    /// From the residual stream to the mixed values.
-    fn keys_and_queries(
-        &self,
-        walk: &Walk<'_>,
-        index: usize,
-        attention: &Attention,
-        weights: &LayerWeights<B>,
-        cache: &mut B::Cache,
-        buffers: &mut Buffers<B>,
-    ) {
-        let backend = &self.backend;
-        let Buffers { x, normed, q, k, v, mixed, .. } = buffers;
-        let &Attention { heads, kv_heads, head_dim, .. } = attention;
-        let norm = &self.spec.layers[index].norms.before_mixer;
-        backend.norm(norm_of(norm, &weights.before_mixer), walk.tokens, x, normed);
-        self.linear(walk.tokens, &weights.q, normed, q);
-        self.linear(walk.tokens, &weights.k, normed, k);
-        self.linear(walk.tokens, &weights.v, normed, v);
-        if let Some(norm) = &attention.qk_norm {
-            if let Some(weight) = &weights.q_norm {
-                backend.norm_in_place(norm_of(norm, weight), walk.tokens * heads, q);
-            }
-            if let Some(weight) = &weights.k_norm {
-                backend.norm_in_place(norm_of(norm, weight), walk.tokens * kv_heads, k);
-            }
-        }
-        let angles = &walk.angles[self.rope_of[index]];
-        backend.rope(angles, heads, head_dim, q);
-        backend.rope(angles, kv_heads, head_dim, k);
-        backend.store(cache, index, walk.slots, k, v);
-        if index + 1 == self.spec.layers.len() && walk.wanted.is_empty() {
-            return;
-        }
-        let op = Attend {
-            layer: index,
-            heads,
-            head_dim,
-            scale: attention.scale,
-            window: attention.window,
-            cap: attention.cap,
-            spans: walk.spans,
-        };
-        backend.attention(&op, cache, q, mixed);
+        self.logits(pass.wanted.len(), buffers, logits);
     }
 
     /// Moves the wanted rows of the residual stream and of the mixed values to the front.
-    fn keep_wanted(
-        &self,
-        walk: &Walk<'_>,
-        attention: &Attention,
-        buffers: &mut Buffers<B>,
-    ) -> usize {
-        let rows = walk.wanted.len();
-        if rows < walk.tokens && rows > 0 {
+    fn keep_wanted(&self, pass: &Pass, layer: &Layer, buffers: &mut Buffers<B>) -> usize {
+        let rows = pass.wanted.len();
+        if rows < pass.tokens.len() {
             let Buffers { x, branch, q, mixed, .. } = buffers;
-            self.backend.gather(walk.wanted, self.spec.width, x, branch);
-            self.backend.gather(walk.wanted, attention.q_width(), mixed, q);
+            self.backend.gather(&pass.wanted, self.spec.width, x, branch);
+            self.backend.gather(&pass.wanted, layer.attention().q_width(), mixed, q);
             std::mem::swap(x, branch);
             std::mem::swap(mixed, q);
         }
         rows
-    }
-
-    fn mixer_out(
-        &self,
-        rows: usize,
-        layer: &Layer,
-        weights: &LayerWeights<B>,
-        buffers: &mut Buffers<B>,
-    ) {
-        let Buffers { x, branch, mixed, .. } = buffers;
-        self.linear(rows, &weights.out, mixed, branch);
-        if let (Some(norm), Some(weight)) = (&layer.norms.after_mixer, &weights.after_mixer) {
-            self.backend.norm_in_place(norm_of(norm, weight), rows, branch);
-        }
-        self.backend.add(rows * self.spec.width, x, branch);
-    }
-
-    fn mlp(&self, rows: usize, layer: &Layer, weights: &LayerWeights<B>, buffers: &mut Buffers<B>) {
-        let Buffers { x, normed, branch, gate, up, .. } = buffers;
-        let Mlp::Gated { width, act, .. } = layer.mlp;
-        let norms = &layer.norms;
-        self.backend.norm(norm_of(&norms.before_mlp, &weights.before_mlp), rows, x, normed);
-        self.linear(rows, &weights.gate, normed, gate);
-        self.linear(rows, &weights.up, normed, up);
-        self.backend.gated(act, rows * width, gate, up);
-        self.linear(rows, &weights.down, gate, branch);
-        if let (Some(norm), Some(weight)) = (&norms.after_mlp, &weights.after_mlp) {
-            self.backend.norm_in_place(norm_of(norm, weight), rows, branch);
-        }
-        self.backend.add(rows * self.spec.width, x, branch);
     }
 
     /// Logits of the first `rows` rows of the residual stream.
@@ -371,63 +279,6 @@ impl<B: Backend> Executor<B> {
             backend.read(logits, 0..len, out);
         }
     }
-
-    fn linear(&self, tokens: usize, linear: &Linear<B>, x: &B::Buffer, out: &mut B::Buffer) {
-        let op = MatMul { tokens, weight: &linear.weight, bias: linear.bias.as_ref() };
-        self.backend.matmul(op, x, out);
-    }
-
-    fn angles(&self, rope: usize, pass: &Pass, feeds: &[Feed<'_>]) -> Angles {
-        let (rope, usual) = &self.ropes[rope];
-        let pairs = rope.dims / 2;
-        let len = pass.tokens.len() * pairs;
-        let (mut cos, mut sin) = (Vec::with_capacity(len), Vec::with_capacity(len));
-        for (feed, rows, start) in &pass.runs {
-            let of_length =
-                rope.depends_on_length().then(|| rope.frequencies(feeds[*feed].horizon));
-            let Frequencies { inverse, magnitude } = of_length.as_ref().unwrap_or(usual);
-            for position in *start..start + rows.len() {
-                for frequency in inverse {
-                    // In f32, as the references compute it: at large positions the rounding of
-                    // the product is part of what the model was trained with.
-                    let (s, c) = (position as f32 * frequency).sin_cos();
-                    cos.push(c * magnitude);
-                    sin.push(s * magnitude);
-                }
-            }
-        }
-        Angles { layout: rope.layout, pairs, cos, sin }
-    }
-}
-
-impl<B: Backend> Buffers<B> {
-    /// Exactly the bytes of [`Spec::activation_bytes`].
-    fn new(backend: &B, spec: &Spec, chunk: usize) -> Result<Self, Error> {
-        let widest = |of: fn(&Layer) -> usize| spec.layers.iter().map(of).max().unwrap_or(0);
-        let rows = |width: usize| backend.buffer(chunk * width);
-        let q = widest(|layer| layer.attention().q_width());
-        let kv = widest(|layer| layer.attention().kv_width());
-        let feed_forward = widest(|layer| {
-            let Mlp::Gated { width, .. } = layer.mlp;
-            width
-        });
-        Ok(Self {
-            x: rows(spec.width)?,
-            normed: rows(spec.width)?,
-            branch: rows(spec.width)?,
-            q: rows(q)?,
-            mixed: rows(q)?,
-            k: rows(kv)?,
-            v: rows(kv)?,
-            gate: rows(feed_forward)?,
-            up: rows(feed_forward)?,
-            logits: backend.buffer(LOGIT_ROWS * spec.vocab)?,
-        })
-    }
-}
-
-fn norm_of<'a, B: Backend>(norm: &Norm, weight: &'a B::Vector) -> NormOf<'a, B> {
-    NormOf { weight, offset: norm.offset, eps: norm.eps }
 }
 
 /// Cuts all feeds, one after the other, into passes of at most `chunk` tokens.
@@ -480,8 +331,8 @@ mod tests {
     fn working_memory_is_what_the_spec_says() {
         for arch in ["LlamaForCausalLM", "Gemma3ForCausalLM"] {
             let spec = spec(arch);
-            let b =
-                Buffers::new(&Cpu::new(1, Precision::Exact, Rounding::None), &spec, 24).unwrap();
+            let cpu = Cpu::new(1, Precision::Exact, Rounding::None);
+            let b = Buffers::new(&cpu, &spec, 24, LOGIT_ROWS).unwrap();
             let all = [&b.x, &b.normed, &b.branch, &b.q, &b.mixed, &b.k, &b.v, &b.gate, &b.up];
             let numbers: usize = all.iter().map(|buffer| buffer.len()).sum();
             let bytes = 4 * (numbers + b.logits.len()) as u64;

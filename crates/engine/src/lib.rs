@@ -10,6 +10,7 @@ mod batch;
 mod cpu;
 mod error;
 mod executor;
+mod layer;
 mod native;
 mod network;
 mod pages;

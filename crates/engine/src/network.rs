@@ -19,19 +19,39 @@ pub(crate) struct Network<B: Backend> {
     pub(crate) bytes: u64,
 }
 
-/// The weights of one layer.
+/// The weights of one layer, in the order in which it needs them.
 pub(crate) struct LayerWeights<B: Backend> {
     pub(crate) before_mixer: B::Vector,
+    pub(crate) mixer_in: MixerIn<B>,
+    pub(crate) mixer_out: MixerOut<B>,
+    pub(crate) before_mlp: B::Vector,
+    pub(crate) mlp_in: MlpIn<B>,
+    pub(crate) mlp_out: MlpOut<B>,
+}
+
+/// From the normed residual stream to what attention mixes.
+pub(crate) struct MixerIn<B: Backend> {
     pub(crate) q: Linear<B>,
     pub(crate) k: Linear<B>,
     pub(crate) v: Linear<B>,
     pub(crate) q_norm: Option<B::Vector>,
     pub(crate) k_norm: Option<B::Vector>,
+}
+
+/// From what attention mixed back to the residual stream.
+pub(crate) struct MixerOut<B: Backend> {
     pub(crate) out: Linear<B>,
     pub(crate) after_mixer: Option<B::Vector>,
-    pub(crate) before_mlp: B::Vector,
+}
+
+/// From the normed residual stream into the perceptron.
+pub(crate) struct MlpIn<B: Backend> {
     pub(crate) gate: Linear<B>,
     pub(crate) up: Linear<B>,
+}
+
+/// From the perceptron back to the residual stream.
+pub(crate) struct MlpOut<B: Backend> {
     pub(crate) down: Linear<B>,
     pub(crate) after_mlp: Option<B::Vector>,
 }
@@ -49,7 +69,7 @@ impl<B: Backend> Network<B> {
         spec: &Spec,
         source: &mut dyn FnMut(&Weight) -> Result<Blocks, Error>,
     ) -> Result<Self, Error> {
-        let mut loaded = Loaded { matrices: HashMap::new(), vectors: HashMap::new(), bytes: 0 };
+        let mut loaded = Loaded::new();
         for weight in spec.weights() {
             loaded.take(backend, spec, &weight, source(&weight)?)?;
         }
@@ -63,14 +83,25 @@ impl<B: Backend> Network<B> {
 }
 
 /// Weights on their way into their places.
-struct Loaded<B: Backend> {
+pub(crate) struct Loaded<B: Backend> {
     matrices: HashMap<Role, B::Weight>,
     vectors: HashMap<Role, B::Vector>,
     bytes: u64,
 }
 
 impl<B: Backend> Loaded<B> {
-    fn take(&mut self, to: &B, spec: &Spec, w: &Weight, blocks: Blocks) -> Result<(), Error> {
+    pub(crate) fn new() -> Self {
+        Self { matrices: HashMap::new(), vectors: HashMap::new(), bytes: 0 }
+    }
+
+    /// Prepares one weight.
+    pub(crate) fn take(
+        &mut self,
+        to: &B,
+        spec: &Spec,
+        w: &Weight,
+        blocks: Blocks,
+    ) -> Result<(), Error> {
         let used = match w.kind {
             Kind::Vector => return self.take_vector(to, w, &blocks),
             Kind::Embedding if spec.tied_head => Use::TableAndProduct,
@@ -100,19 +131,46 @@ impl<B: Backend> Loaded<B> {
     }
 
     fn layer(&mut self, index: usize) -> Result<LayerWeights<B>, Error> {
-        let role = |part| Role::Layer(index, part);
         Ok(LayerWeights {
-            before_mixer: self.required(role(Part::MixerNorm))?,
+            before_mixer: self.required(Role::Layer(index, Part::MixerNorm))?,
+            mixer_in: self.mixer_in(index)?,
+            mixer_out: self.mixer_out(index)?,
+            before_mlp: self.required(Role::Layer(index, Part::MlpNorm))?,
+            mlp_in: self.mlp_in(index)?,
+            mlp_out: self.mlp_out(index)?,
+        })
+    }
+
+    pub(crate) fn mixer_in(&mut self, index: usize) -> Result<MixerIn<B>, Error> {
+        let role = |part| Role::Layer(index, part);
+        Ok(MixerIn {
             q: self.linear(role(Part::Q), role(Part::QBias))?,
             k: self.linear(role(Part::K), role(Part::KBias))?,
             v: self.linear(role(Part::V), role(Part::VBias))?,
             q_norm: self.vectors.remove(&role(Part::QNorm)),
             k_norm: self.vectors.remove(&role(Part::KNorm)),
+        })
+    }
+
+    pub(crate) fn mixer_out(&mut self, index: usize) -> Result<MixerOut<B>, Error> {
+        let role = |part| Role::Layer(index, part);
+        Ok(MixerOut {
             out: self.linear(role(Part::Out), role(Part::OutBias))?,
             after_mixer: self.vectors.remove(&role(Part::MixerAfterNorm)),
-            before_mlp: self.required(role(Part::MlpNorm))?,
+        })
+    }
+
+    pub(crate) fn mlp_in(&mut self, index: usize) -> Result<MlpIn<B>, Error> {
+        let role = |part| Role::Layer(index, part);
+        Ok(MlpIn {
             gate: self.linear(role(Part::Gate), role(Part::GateBias))?,
             up: self.linear(role(Part::Up), role(Part::UpBias))?,
+        })
+    }
+
+    pub(crate) fn mlp_out(&mut self, index: usize) -> Result<MlpOut<B>, Error> {
+        let role = |part| Role::Layer(index, part);
+        Ok(MlpOut {
             down: self.linear(role(Part::Down), role(Part::DownBias))?,
             after_mlp: self.vectors.remove(&role(Part::MlpAfterNorm)),
         })
@@ -126,7 +184,7 @@ impl<B: Backend> Loaded<B> {
         self.matrices.remove(&role).ok_or_else(|| missing(role))
     }
 
-    fn required(&mut self, role: Role) -> Result<B::Vector, Error> {
+    pub(crate) fn required(&mut self, role: Role) -> Result<B::Vector, Error> {
         self.vectors.remove(&role).ok_or_else(|| missing(role))
     }
 }

@@ -1,0 +1,207 @@
+use std::ops::Range;
+
+use lathe_kernels::{Slot, Span};
+use lathe_models::{Attention, Frequencies, Layer, Mlp, Norm, Rope, Spec};
+
+use crate::{
+    Error,
+    backend::{Angles, Attend, Backend, MatMul, NormOf},
+    network::{Linear, MixerIn, MixerOut, MlpIn, MlpOut},
+};
+
+/// One layer, step by step, on the tokens of a pass: what the executor and the runner of single
+/// layers are written in.
+pub(crate) struct Steps<'a, B: Backend> {
+    pub(crate) backend: &'a B,
+    /// Of the residual stream.
+    pub(crate) width: usize,
+    pub(crate) layer: &'a Layer,
+}
+
+/// Working memory of a pass.
+pub(crate) struct Buffers<B: Backend> {
+    pub(crate) x: B::Buffer,
+    pub(crate) normed: B::Buffer,
+    pub(crate) branch: B::Buffer,
+    pub(crate) q: B::Buffer,
+    pub(crate) mixed: B::Buffer,
+    pub(crate) k: B::Buffer,
+    pub(crate) v: B::Buffer,
+    pub(crate) gate: B::Buffer,
+    pub(crate) up: B::Buffer,
+    pub(crate) logits: B::Buffer,
+}
+
+/// Where the tokens of a pass are in their sequences.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Of the cache.
+    pub(crate) layer: usize,
+    pub(crate) spans: &'a [Span<'a>],
+    pub(crate) slots: &'a [Slot],
+    pub(crate) angles: &'a Angles,
+}
+
+/// Neighbouring tokens of one sequence in a pass.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Positions {
+    pub(crate) range: Range<usize>,
+    /// The length of the whole sequence: what length-dependent rope scaling goes by.
+    pub(crate) horizon: usize,
+}
+
+impl<B: Backend> Steps<'_, B> {
+    /// From the residual stream to what attention's projections are fed, in `normed`.
+    pub(crate) fn mixer_input(&self, rows: usize, weight: &B::Vector, buffers: &mut Buffers<B>) {
+        let norm = norm_of(&self.layer.norms.before_mixer, weight);
+        self.backend.norm(norm, rows, &buffers.x, &mut buffers.normed);
+    }
+
+    /// Keys, values and queries; the former go to the cache.
+    pub(crate) fn project(
+        &self,
+        place: &Place<'_>,
+        weights: &MixerIn<B>,
+        cache: &mut B::Cache,
+        buffers: &mut Buffers<B>,
+    ) {
+        let backend = self.backend;
+        let Buffers { normed, q, k, v, .. } = buffers;
+        let attention = self.layer.attention();
+        let &Attention { heads, kv_heads, head_dim, .. } = attention;
+        let tokens = place.slots.len();
+        self.linear(tokens, &weights.q, normed, q);
+        self.linear(tokens, &weights.k, normed, k);
+        self.linear(tokens, &weights.v, normed, v);
+        if let Some(norm) = &attention.qk_norm {
+            if let Some(weight) = &weights.q_norm {
+                backend.norm_in_place(norm_of(norm, weight), tokens * heads, q);
+            }
+            if let Some(weight) = &weights.k_norm {
+                backend.norm_in_place(norm_of(norm, weight), tokens * kv_heads, k);
+            }
+        }
+        backend.rope(place.angles, heads, head_dim, q);
+        backend.rope(place.angles, kv_heads, head_dim, k);
+        backend.store(cache, place.layer, place.slots, k, v);
+    }
+
+    /// What the queries find in the cache, in `mixed`.
+    pub(crate) fn attend(&self, place: &Place<'_>, cache: &B::Cache, buffers: &mut Buffers<B>) {
+        let attention = self.layer.attention();
+        let op = Attend {
+            layer: place.layer,
+            heads: attention.heads,
+            head_dim: attention.head_dim,
+            scale: attention.scale,
+            window: attention.window,
+            cap: attention.cap,
+            spans: place.spans,
+        };
+        self.backend.attention(&op, cache, &buffers.q, &mut buffers.mixed);
+    }
+
+    /// From the mixed values back to the residual stream.
+    pub(crate) fn mixer_output(
+        &self,
+        rows: usize,
+        weights: &MixerOut<B>,
+        buffers: &mut Buffers<B>,
+    ) {
+        let Buffers { x, branch, mixed, .. } = buffers;
+        self.linear(rows, &weights.out, mixed, branch);
+        let norms = &self.layer.norms;
+        if let (Some(norm), Some(weight)) = (&norms.after_mixer, &weights.after_mixer) {
+            self.backend.norm_in_place(norm_of(norm, weight), rows, branch);
+        }
+        self.backend.add(rows * self.width, x, branch);
+    }
+
+    /// From the residual stream to what gate and up are fed, in `normed`.
+    pub(crate) fn mlp_input(&self, rows: usize, weight: &B::Vector, buffers: &mut Buffers<B>) {
+        let norm = norm_of(&self.layer.norms.before_mlp, weight);
+        self.backend.norm(norm, rows, &buffers.x, &mut buffers.normed);
+    }
+
+    /// What the down projection is fed, in `gate`.
+    pub(crate) fn gate(&self, rows: usize, weights: &MlpIn<B>, buffers: &mut Buffers<B>) {
+        let Buffers { normed, gate, up, .. } = buffers;
+        let Mlp::Gated { width, act, .. } = self.layer.mlp;
+        self.linear(rows, &weights.gate, normed, gate);
+        self.linear(rows, &weights.up, normed, up);
+        self.backend.gated(act, rows * width, gate, up);
+    }
+
+    /// From the gated values back to the residual stream.
+    pub(crate) fn mlp_output(&self, rows: usize, weights: &MlpOut<B>, buffers: &mut Buffers<B>) {
+        let Buffers { x, branch, gate, .. } = buffers;
+        self.linear(rows, &weights.down, gate, branch);
+        if let (Some(norm), Some(weight)) = (&self.layer.norms.after_mlp, &weights.after_mlp) {
+            self.backend.norm_in_place(norm_of(norm, weight), rows, branch);
+        }
+        self.backend.add(rows * self.width, x, branch);
+    }
+
+    fn linear(&self, tokens: usize, linear: &Linear<B>, x: &B::Buffer, out: &mut B::Buffer) {
+        let op = MatMul { tokens, weight: &linear.weight, bias: linear.bias.as_ref() };
+        self.backend.matmul(op, x, out);
+    }
+}
+
+impl<B: Backend> Buffers<B> {
+    /// Exactly the bytes of [`Spec::activation_bytes`].
+    pub(crate) fn new(
+        backend: &B,
+        spec: &Spec,
+        chunk: usize,
+        logits: usize,
+    ) -> Result<Self, Error> {
+        let widest = |of: fn(&Layer) -> usize| spec.layers.iter().map(of).max().unwrap_or(0);
+        let rows = |width: usize| backend.buffer(chunk * width);
+        let q = widest(|layer| layer.attention().q_width());
+        let kv = widest(|layer| layer.attention().kv_width());
+        let feed_forward = widest(|layer| {
+            let Mlp::Gated { width, .. } = layer.mlp;
+            width
+        });
+        Ok(Self {
+            x: rows(spec.width)?,
+            normed: rows(spec.width)?,
+            branch: rows(spec.width)?,
+            q: rows(q)?,
+            mixed: rows(q)?,
+            k: rows(kv)?,
+            v: rows(kv)?,
+            gate: rows(feed_forward)?,
+            up: rows(feed_forward)?,
+            logits: backend.buffer(logits * spec.vocab)?,
+        })
+    }
+}
+
+/// A norm and its numbers, as backends want them.
+pub(crate) fn norm_of<'a, B: Backend>(norm: &Norm, weight: &'a B::Vector) -> NormOf<'a, B> {
+    NormOf { weight, offset: norm.offset, eps: norm.eps }
+}
+
+/// The angles of all tokens of a pass. `usual` are the rope's frequencies where they do not depend
+/// on the length.
+pub(crate) fn angles(rope: &Rope, usual: &Frequencies, tokens: &[Positions]) -> Angles {
+    let pairs = rope.dims / 2;
+    let len = pairs * tokens.iter().map(|run| run.range.len()).sum::<usize>();
+    let (mut cos, mut sin) = (Vec::with_capacity(len), Vec::with_capacity(len));
+    for Positions { range, horizon } in tokens {
+        let of_length = rope.depends_on_length().then(|| rope.frequencies(*horizon));
+        let Frequencies { inverse, magnitude } = of_length.as_ref().unwrap_or(usual);
+        for position in range.clone() {
+            for frequency in inverse {
+                // In f32, as the references compute it: at large positions the rounding of
+                // the product is part of what the model was trained with.
+                let (s, c) = (position as f32 * frequency).sin_cos();
+                cos.push(c * magnitude);
+                sin.push(s * magnitude);
+            }
+        }
+    }
+    Angles { layout: rope.layout, pairs, cos, sin }
+}
