@@ -16,6 +16,18 @@ pub enum Error {
     /// From this source, this target cannot be made.
     #[error("{what} is not supported; {instead}")]
     Unsupported { what: String, instead: String },
+    /// A rule that names tensors cannot be read.
+    #[error("`{pattern}` cannot be used as a rule for tensors: {why}")]
+    Pattern { pattern: String, why: String },
+    /// A rule names a tensor that the model does not have.
+    #[error("no matrix of this model is called anything like `{pattern}`; it has {has}, ...")]
+    NoSuchTensor { pattern: String, has: String },
+    /// A mix needs what is not there.
+    #[error(
+        "{mix} stores `{tensor}` in {format}, which is useless without an importance matrix; \
+         give one with --imatrix"
+    )]
+    NeedsImportance { mix: &'static str, tensor: String, format: &'static str },
     /// A weight could not be coded.
     #[error("tensor `{tensor}`: {source}")]
     Encode { tensor: String, source: lathe_formats::Error },

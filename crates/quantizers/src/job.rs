@@ -11,7 +11,7 @@ use lathe_models::{Kind, Model};
 
 use crate::{
     Done, Error, Plan, Planned, Quantizer, Rtn, Summary, Target, fingerprint::fingerprint,
-    measure::deviation, recipe::is_dense, source::Numbers,
+    measure::deviation, mix_by_name, recipe::is_dense, source::Numbers,
 };
 
 /// A plan and everything needed to carry it out.
@@ -141,7 +141,7 @@ impl Job<'_> {
                 made
             }
         };
-        if let Some(file_type) = file_type(self.plan.format.name()) {
+        if let Some(file_type) = file_type(self.plan) {
             all.set("general.file_type", Value::U32(file_type));
         }
         all.set("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
@@ -190,14 +190,11 @@ impl Planned {
 const QUANTIZATION_VERSION: u32 = 2;
 
 /// llama.cpp's number for "mostly this format" (`enum llama_ftype`).
-fn file_type(format: &str) -> Option<u32> {
-    Some(match format {
-        "f32" => 0,
-        "f16" => 1,
-        "q4_0" => 2,
-        "q8_0" => 7,
-        "q5_0" => 8,
-        "bf16" => 32,
-        _ => return None,
-    })
+fn file_type(plan: &Plan) -> Option<u32> {
+    match plan.format.name() {
+        "f32" => Some(0),
+        "f16" => Some(1),
+        "bf16" => Some(32),
+        name => Some(plan.mix.or_else(|| mix_by_name(name))?.file_type),
+    }
 }

@@ -25,7 +25,9 @@ pub use block::{Block, Dense};
 pub use error::Error;
 pub use job::{About, Job, quantize};
 pub use method::{METHODS, Method, Pipeline, Settings};
-pub use mix::{Allocation, Choice, MIXES, Matrix, Mix, Shape, allocate, fallback, mix_by_name};
+pub use mix::{
+    Allocation, Choice, MIXES, Matrix, Mix, Overrides, Rule, Shape, allocate, fallback, mix_by_name,
+};
 pub use plan::{Input, Plan, Planned};
 pub use quantizer::{Coded, Quantizer, Rtn};
 pub use recipe::{Recipe, Target};

@@ -3,15 +3,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use lathe_base::Bytes;
 use lathe_files::{Checkpoint, Container};
 use lathe_formats::{AnyFormat, by_name};
-use lathe_models::{Kind, Model, Role, gguf};
+use lathe_models::{Kind, Located, Model, Role, gguf};
 
-use crate::{Error, Recipe, Target, recipe::is_dense};
+use crate::{
+    Error, Matrix, Mix, Recipe, Shape, Target,
+    mix::{Applied, fallback},
+    recipe::is_dense,
+};
 
 /// What becomes of every tensor: known, sized and checked before any work is done.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The format of the matrices inside the layers.
     pub format: &'static dyn AnyFormat,
+    /// The mix that chose the others, where one did.
+    pub mix: Option<&'static Mix>,
     /// The container of the result.
     pub target: Target,
     /// Every tensor of the result, in the order of the file.
@@ -32,6 +38,8 @@ pub struct Planned {
     pub rows: usize,
     pub cols: usize,
     pub kind: Kind,
+    /// The weights that are in it; none where it is no weight of the model.
+    pub roles: Vec<Role>,
     /// Its format in the result.
     pub format: &'static dyn AnyFormat,
     /// Where its numbers come from.
@@ -61,7 +69,15 @@ impl Plan {
     /// source cannot be turned into the target.
     pub fn new(model: &Model, checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Self, Error> {
         let target = recipe.target(checkpoint.container)?;
-        let mut builder = Builder { model, checkpoint, recipe, target, notes: Notes::default() };
+        let mut builder = Builder {
+            model,
+            checkpoint,
+            recipe,
+            target,
+            mix: recipe.mix.filter(|_| target == Target::Gguf && !recipe.pure),
+            overrides: Applied::new(&recipe.tensors),
+            notes: Notes::default(),
+        };
         let tensors = match target {
             Target::Gguf => builder.gguf()?,
             Target::SafeTensors if checkpoint.container == Container::Gguf => {
@@ -74,11 +90,13 @@ impl Plan {
             }
             Target::SafeTensors => builder.safetensors()?,
         };
+        builder.check_overrides(&tensors)?;
+        let mix = builder.mix;
         let mut notes = builder.notes.lines();
         if target == Target::Gguf && checkpoint.container != Container::Gguf {
             notes.extend(gguf::lost(model));
         }
-        let plan = Self { format: recipe.to, target, tensors, notes };
+        let plan = Self { format: recipe.to, mix, target, tensors, notes };
         plan.check_that_something_fits()?;
         Ok(plan)
     }
@@ -116,7 +134,8 @@ impl Plan {
 
     fn check_that_something_fits(&self) -> Result<(), Error> {
         let linear = || self.tensors.iter().filter(|t| t.kind == Kind::Linear);
-        if linear().next().is_none() || linear().any(|t| t.format.name() == self.format.name()) {
+        let coded = |t: &Planned| t.format.name() == self.format.name() || !is_dense(t.format);
+        if linear().next().is_none() || linear().any(coded) {
             return Ok(());
         }
         let cols: BTreeSet<usize> = linear().map(|t| t.cols).collect();
@@ -141,6 +160,8 @@ struct Builder<'a> {
     checkpoint: &'a Checkpoint,
     recipe: &'a Recipe,
     target: Target,
+    mix: Option<&'static Mix>,
+    overrides: Applied<'a>,
     notes: Notes,
 }
 
@@ -149,17 +170,20 @@ impl Builder<'_> {
     fn gguf(&mut self) -> Result<Vec<Planned>, Error> {
         let mut planned = Vec::new();
         for gguf::Tensor { name, rows, cols, kind, source } in gguf::tensors(self.model) {
-            let stored = match &source {
-                gguf::Source::Weights(parts) => match parts.first() {
-                    Some((located, _)) => self.stored_format(&located.tensor.name)?,
-                    None => by_name("f32").map_err(lathe_models::Error::from)?,
-                },
-                gguf::Source::Values(_) => by_name("f32").map_err(lathe_models::Error::from)?,
+            let parts: &[_] = match &source {
+                gguf::Source::Weights(parts) => parts,
+                gguf::Source::Values(_) => &[],
             };
-            let format = self.choose(&name, kind, cols, stored)?;
+            let stored = match parts.first() {
+                Some((located, _)) => self.stored_format(&located.tensor.name)?,
+                None => by_name("f32").map_err(lathe_models::Error::from)?,
+            };
+            let roles: Vec<_> = parts.iter().map(|(located, _)| located.weight.role).collect();
+            let tensor = Tensor { name: &name, kind, cols, roles: &roles };
+            let format = self.choose(&tensor, stored)?;
             let shape = if kind == Kind::Vector { vec![cols] } else { vec![rows, cols] };
             let input = Input::Gguf(source);
-            planned.push(Planned { name, shape, rows, cols, kind, format, input });
+            planned.push(Planned { name, shape, rows, cols, kind, roles, format, input });
         }
         Ok(planned)
     }
@@ -167,13 +191,16 @@ impl Builder<'_> {
     /// The stored tensors under their own names, in the order of the files; what is not a weight
     /// of the model (such as the image half of a model that also reads text) stays as it is.
     fn safetensors(&mut self) -> Result<Vec<Planned>, Error> {
-        let weights = &self.model.weights;
-        let kinds: BTreeMap<&str, Kind> =
-            weights.iter().map(|w| (w.tensor.name.as_str(), w.weight.kind)).collect();
+        let mut weights: BTreeMap<&str, (Kind, Vec<Role>)> = BTreeMap::new();
+        for Located { weight, tensor } in &self.model.weights {
+            let entry = weights.entry(&tensor.name).or_insert((weight.kind, Vec::new()));
+            entry.1.push(weight.role);
+        }
         let head = self.model.arch.name(&self.model.spec, Role::Head).name;
         let mut planned = Vec::new();
         for name in self.checkpoint.names() {
-            let kind = kinds.get(name).copied();
+            let (kind, roles) =
+                weights.remove(name).map_or((None, Vec::new()), |(k, r)| (Some(k), r));
             if kind.is_none() && self.model.spec.tied_head && name == head {
                 self.notes.left_out(name, "the model's head is its embedding matrix");
                 continue;
@@ -190,12 +217,12 @@ impl Builder<'_> {
             let cols = shape.last().copied().unwrap_or(1);
             let rows = shape.iter().rev().skip(1).product();
             let format = match kind {
-                Some(kind) => self.choose(name, kind, cols, stored)?,
+                Some(kind) => self.choose(&Tensor { name, kind, cols, roles: &roles }, stored)?,
                 None => stored,
             };
             let input = Input::Stored(name.to_owned());
             let (name, kind) = (name.to_owned(), kind.unwrap_or(Kind::Vector));
-            planned.push(Planned { name, shape, rows, cols, kind, format, input });
+            planned.push(Planned { name, shape, rows, cols, kind, roles, format, input });
         }
         Ok(planned)
     }
@@ -207,26 +234,97 @@ impl Builder<'_> {
     /// The wanted format where the columns allow it, else the next best that is noted.
     fn choose(
         &mut self,
-        name: &str,
-        kind: Kind,
-        cols: usize,
+        tensor: &Tensor<'_>,
         stored: &'static dyn AnyFormat,
     ) -> Result<&'static dyn AnyFormat, Error> {
-        let tied = self.model.spec.tied_head;
-        let known = |f: Result<_, lathe_formats::Error>| f.map_err(lathe_models::Error::from);
-        let wanted = known(self.recipe.wanted(self.target, kind, tied, stored))?;
-        if wanted.check(cols).is_ok() {
+        let wanted = self.wanted(tensor, stored)?;
+        if wanted.check(tensor.cols).is_ok() {
             return Ok(wanted);
         }
         let instead = match self.target {
-            // llama.cpp's own way out for rows that no block divides.
-            Target::Gguf => known(by_name("f16"))?,
+            Target::Gguf => known(fallback(wanted.name(), tensor.cols))?,
             Target::SafeTensors if is_dense(stored) => stored,
-            Target::SafeTensors => known(by_name("bf16"))?,
+            Target::SafeTensors => known("bf16")?,
         };
-        self.notes.fallback(wanted, instead, cols, name);
+        self.notes.fallback(wanted, instead, tensor.cols, tensor.name);
         Ok(instead)
     }
+
+    /// What the user's rules say of a tensor, else what the recipe's flags say, else its mix.
+    fn wanted(
+        &mut self,
+        tensor: &Tensor<'_>,
+        stored: &'static dyn AnyFormat,
+    ) -> Result<&'static dyn AnyFormat, Error> {
+        if tensor.kind != Kind::Vector {
+            let others = self.other_names(tensor);
+            if let Some(format) = self.overrides.find(tensor.name, &others) {
+                return Ok(format);
+            }
+        }
+        let tied = self.model.spec.tied_head;
+        if let Some(mix) = self.mix
+            && tensor.kind != Kind::Vector
+            && self.recipe.flagged(tensor.kind, tied).is_none()
+        {
+            return self.mixed(mix, tensor);
+        }
+        let wanted = self.recipe.wanted(self.target, tensor.kind, tied, stored);
+        Ok(wanted.map_err(lathe_models::Error::from)?)
+    }
+
+    fn mixed(&self, mix: &Mix, tensor: &Tensor<'_>) -> Result<&'static dyn AnyFormat, Error> {
+        let spec = &self.model.spec;
+        let (heads, kv_heads) = spec.layers.first().map_or((1, 1), |layer| {
+            let attention = layer.attention();
+            (attention.heads, attention.kv_heads)
+        });
+        let shape = Shape {
+            arch: self.model.arch.gguf().arch,
+            layers: spec.layers.len(),
+            heads,
+            kv_heads,
+            tied: spec.tied_head,
+            importance: self.recipe.importance,
+        };
+        let matrix = Matrix { name: tensor.name, cols: tensor.cols };
+        let format = mix.wants(&shape, &matrix);
+        let stored = fallback(format, tensor.cols);
+        if !self.recipe.importance && mix.needs_importance(&matrix, stored) {
+            let tensor = tensor.name.to_owned();
+            return Err(Error::NeedsImportance { mix: mix.name, tensor, format });
+        }
+        known(format)
+    }
+
+    /// What a tensor is called in the source, in GGUFs and in Hugging Face folders.
+    fn other_names(&self, tensor: &Tensor<'_>) -> Vec<String> {
+        let (model, spec) = (self.model, &self.model.spec);
+        let mut names = Vec::new();
+        for role in tensor.roles {
+            names.extend(model.find(*role).map(|located| located.tensor.name.clone()));
+            names.push(gguf::name(model.arch.gguf(), spec, *role).name);
+            names.push(model.arch.name(spec, *role).name);
+        }
+        names
+    }
+
+    fn check_overrides(&self, tensors: &[Planned]) -> Result<(), Error> {
+        let matrices = tensors.iter().filter(|tensor| tensor.kind != Kind::Vector);
+        self.overrides.check(&matrices.map(|tensor| tensor.name.as_str()).collect::<Vec<_>>())
+    }
+}
+
+/// A tensor of the result whose format is to be chosen.
+struct Tensor<'a> {
+    name: &'a str,
+    kind: Kind,
+    cols: usize,
+    roles: &'a [Role],
+}
+
+fn known(format: &str) -> Result<&'static dyn AnyFormat, Error> {
+    Ok(by_name(format).map_err(lathe_models::Error::from)?)
 }
 
 /// Notes of the same kind are one line, however many tensors they are about.

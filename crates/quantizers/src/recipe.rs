@@ -5,10 +5,10 @@ use lathe_formats::{AnyFormat, by_name};
 use lathe_models::Kind;
 use serde::Serialize;
 
-use crate::Error;
+use crate::{Error, Mix, Overrides};
 
 /// What the user asks for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Recipe {
     /// The format of the matrices inside the layers.
     pub to: &'static dyn AnyFormat,
@@ -18,6 +18,12 @@ pub struct Recipe {
     pub head: Option<&'static dyn AnyFormat>,
     /// Every matrix in `to`, embeddings and head included, unless those are given.
     pub pure: bool,
+    /// llama.cpp's choice of types for all matrices, in a GGUF that is not `pure`.
+    pub mix: Option<&'static Mix>,
+    /// Formats of single tensors, which come before all else.
+    pub tensors: Overrides,
+    /// Whether an importance matrix will be used, which some mixes look at.
+    pub importance: bool,
     /// The container, if not the usual one for `to`.
     pub target: Option<Target>,
 }
@@ -35,7 +41,24 @@ pub enum Target {
 impl Recipe {
     /// The usual choices around a format.
     pub fn new(to: &'static dyn AnyFormat) -> Self {
-        Self { to, embeddings: None, head: None, pure: false, target: None }
+        Self {
+            to,
+            embeddings: None,
+            head: None,
+            pure: false,
+            mix: None,
+            tensors: Overrides::default(),
+            importance: false,
+            target: None,
+        }
+    }
+
+    /// One of llama.cpp's mixes.
+    ///
+    /// **Errors**: a type that Lathe does not have yet.
+    pub fn mix(mix: &'static Mix) -> Result<Self, Error> {
+        let to = by_name(mix.base).map_err(lathe_models::Error::from)?;
+        Ok(Self { mix: Some(mix), target: Some(Target::Gguf), ..Self::new(to) })
     }
 
     /// The container that the result will have: the one asked for, else the only one that holds
@@ -49,7 +72,8 @@ impl Recipe {
                 _ => Target::SafeTensors,
             }
         });
-        for format in [Some(self.to), self.embeddings, self.head].into_iter().flatten() {
+        let named = [Some(self.to), self.embeddings, self.head].into_iter().flatten();
+        for format in named.chain(self.tensors.formats()) {
             if !target.holds(format) {
                 let container = target.name();
                 let holds: Vec<_> = lathe_formats::FORMATS
@@ -62,6 +86,15 @@ impl Recipe {
             }
         }
         Ok(target)
+    }
+
+    /// The format that a flag asks for, where one is about weights of this kind.
+    pub(crate) fn flagged(&self, kind: Kind, tied: bool) -> Option<&'static dyn AnyFormat> {
+        match kind {
+            Kind::Embedding => self.embeddings.or(self.head.filter(|_| tied)),
+            Kind::Head => self.head,
+            Kind::Linear | Kind::Vector => None,
+        }
     }
 
     /// The format that a weight should get, before its columns are looked at.
@@ -79,15 +112,14 @@ impl Recipe {
         stored: &'static dyn AnyFormat,
     ) -> Result<&'static dyn AnyFormat, lathe_formats::Error> {
         let is_head = kind == Kind::Head || kind == Kind::Embedding && tied;
+        if let Some(flagged) = self.flagged(kind, tied) {
+            return Ok(flagged);
+        }
         Ok(match (target, kind) {
             (Target::Gguf, Kind::Vector) => by_name("f32")?,
             (Target::SafeTensors, Kind::Vector) if is_dense(self.to) => self.to,
             (Target::SafeTensors, Kind::Vector) => stored,
             (_, Kind::Linear) => self.to,
-            (_, Kind::Embedding) if self.embeddings.is_some() => self.embeddings.unwrap_or(self.to),
-            (_, Kind::Head | Kind::Embedding) if is_head && self.head.is_some() => {
-                self.head.unwrap_or(self.to)
-            }
             _ if self.pure || is_dense(self.to) => self.to,
             (Target::SafeTensors, _) => stored,
             (Target::Gguf, _) if is_head => {

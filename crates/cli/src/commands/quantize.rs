@@ -9,7 +9,7 @@ use lathe_base::{Bytes, Progress};
 use lathe_files::Checkpoint;
 use lathe_formats::AnyFormat;
 use lathe_models::Model;
-use lathe_quantizers::{Done, Plan, Recipe, Summary, Target};
+use lathe_quantizers::{Done, Mix, Overrides, Plan, Recipe, Rule, Summary, Target, mix_by_name};
 use serde::Serialize;
 
 use crate::{
@@ -30,15 +30,17 @@ use crate::{
 
 Formats: f32, f16, bf16; int8, int4_g32, int4_g64, int4_g128, int4_asym_g32, int4_asym_g64,
 int4_asym_g128, nf4, nf4_dq (Hugging Face folders); q8_0, q5_0, q4_0 (GGUF files).
+Mixes, with types chosen per tensor as llama-quantize does (GGUF files): q2_k, q2_k_s, q3_k_s,
+q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, iq4_nl, iq4_xs.
 
 Interrupted, be it by Ctrl-C, a crash or a full disk, the same command goes on where it stopped.
 The result appears under its name only when it is complete.")]
 pub(crate) struct QuantizeArgs {
     /// `demo`, Hugging Face folder, GGUF or PyTorch file, or hub id
     model: String,
-    /// Format of the matrices inside the layers
-    #[arg(long, value_name = "FORMAT", value_parser = format)]
-    to: &'static dyn AnyFormat,
+    /// Format of the matrices inside the layers, or one of llama.cpp's mixes
+    #[arg(long, value_name = "FORMAT", value_parser = goal)]
+    to: Goal,
     /// File (GGUF) or folder to make [default: the model's name and the format, here]
     #[arg(short, long, value_name = "PATH")]
     out: Option<PathBuf>,
@@ -51,6 +53,10 @@ pub(crate) struct QuantizeArgs {
     /// Embeddings and head in the format of --to as well
     #[arg(long)]
     pure: bool,
+    /// Format of the matrices whose name a pattern (a regular expression) is found in, as in
+    /// ffn_down=q6_k. May be given several times; the first that fits counts
+    #[arg(long = "tensor", value_name = "PATTERN=FORMAT", value_parser = rule)]
+    tensors: Vec<Rule>,
     /// Kind of file [default: the one that holds the format, else the model's own]
     #[arg(long, value_name = "KIND")]
     container: Option<Container>,
@@ -60,6 +66,29 @@ pub(crate) struct QuantizeArgs {
     /// Replace an older file or folder of that name
     #[arg(long)]
     force: bool,
+}
+
+/// What `--to` names.
+#[derive(Clone, Copy, Debug)]
+enum Goal {
+    Format(&'static dyn AnyFormat),
+    Mix(&'static Mix),
+}
+
+impl Goal {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Format(format) => format.name(),
+            Self::Mix(mix) => mix.name,
+        }
+    }
+
+    fn recipe(self) -> anyhow::Result<Recipe> {
+        Ok(match self {
+            Self::Format(format) => Recipe::new(format),
+            Self::Mix(mix) => Recipe::mix(mix)?,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -83,7 +112,7 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
     let bar = ui::Bar::new(global.quiet);
     let checkpoint = open::checkpoint(&args.model, &bar)?;
     let model = Model::read(&checkpoint).with_context(|| args.model.clone())?;
-    let plan = Plan::new(&model, &checkpoint, &args.recipe())?;
+    let plan = Plan::new(&model, &checkpoint, &args.recipe()?)?;
     let out = args.out(&plan);
     args.check_out(&out, &checkpoint, &plan)?;
     let making = Making {
@@ -120,6 +149,19 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
     Ok(Ended::Well)
 }
 
+/// A format; else a mix of llama.cpp's.
+fn goal(name: &str) -> Result<Goal, String> {
+    let name = name.to_lowercase();
+    match lathe_formats::by_name(&name) {
+        Ok(format) => Ok(Goal::Format(format)),
+        Err(error) => mix_by_name(&name).map(Goal::Mix).ok_or_else(|| error.to_string()),
+    }
+}
+
+fn rule(text: &str) -> Result<Rule, String> {
+    text.parse().map_err(|error: lathe_quantizers::Error| error.to_string())
+}
+
 fn format(name: &str) -> Result<&'static dyn AnyFormat, String> {
     lathe_formats::by_name(name).map_err(|error| error.to_string())
 }
@@ -141,19 +183,21 @@ fn stem(model: &str) -> String {
 }
 
 impl QuantizeArgs {
-    fn recipe(&self) -> Recipe {
+    fn recipe(&self) -> anyhow::Result<Recipe> {
         let by_name = self.out.as_ref().filter(|out| is_gguf(out)).map(|_| Target::Gguf);
         let asked = self.container.map(|container| match container {
             Container::Safetensors => Target::SafeTensors,
             Container::Gguf => Target::Gguf,
         });
-        Recipe {
+        let usual = self.to.recipe()?;
+        Ok(Recipe {
             embeddings: self.embeddings,
             head: self.head,
             pure: self.pure,
-            target: asked.or(by_name),
-            ..Recipe::new(self.to)
-        }
+            tensors: Overrides { rules: self.tensors.clone(), ..Overrides::default() },
+            target: asked.or(by_name).or(usual.target),
+            ..usual
+        })
     }
 
     fn out(&self, plan: &Plan) -> PathBuf {

@@ -145,8 +145,13 @@ impl Class {
 }
 
 impl Mix {
-    /// The type of a matrix, what its columns allow included: what `llama-quantize` chooses.
+    /// The type of a matrix: what `llama-quantize` chooses.
     pub fn kind(&self, model: &Shape<'_>, matrix: &Matrix<'_>) -> &'static str {
+        fallback(self.wants(model, matrix), matrix.cols)
+    }
+
+    /// The type that a matrix would get if its columns allow it.
+    pub fn wants(&self, model: &Shape<'_>, matrix: &Matrix<'_>) -> &'static str {
         let class = Class::of(matrix.name);
         let at = Place { layer: layer(matrix.name).unwrap_or(0), layers: model.layers };
         let is_head = class == Class::Head || model.tied && class == Class::Embedding;
@@ -159,7 +164,7 @@ impl Mix {
         } else {
             self.usual(model, class, at)
         };
-        fallback(chosen.unwrap_or(self.base), matrix.cols)
+        chosen.unwrap_or(self.base)
     }
 
     /// Whether a matrix that gets `kind` would be useless without an importance matrix, so that

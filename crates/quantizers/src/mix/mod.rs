@@ -3,6 +3,9 @@
 
 mod allocate;
 mod llama;
+mod rules;
 
 pub use allocate::{Allocation, Choice, allocate};
 pub use llama::{MIXES, Matrix, Mix, Shape, fallback, mix_by_name};
+pub(crate) use rules::Applied;
+pub use rules::{Overrides, Rule};
