@@ -62,6 +62,28 @@ impl Model {
         })
     }
 
+    /// The same model with a head of its own, where its embedding was the head as well: for views
+    /// whose head differs. Its embedding and head have the names that they usually have.
+    pub fn untied(&self) -> Self {
+        let mut model = self.clone();
+        if !model.spec.tied_head {
+            return model;
+        }
+        model.spec.tied_head = false;
+        // The norm's name tells the container and the prefix, and is never itself in doubt.
+        let norm = self.find(Role::FinalNorm).map_or("", |located| &located.tensor.name);
+        let gguf = norm == gguf::name(self.arch.gguf(), &self.spec, Role::FinalNorm).name;
+        let prefix = (!gguf).then(|| norm.strip_suffix("norm.weight").unwrap_or("model."));
+        let name = |role| name(self.arch, &model.spec, role, prefix);
+        let stored = |role| self.find(role).map(|located| located.tensor.clone());
+        let locate = |weight: Weight| {
+            let stored = stored(weight.role).filter(|_| weight.role != Role::Embed);
+            Located { weight, tensor: stored.unwrap_or_else(|| name(weight.role)) }
+        };
+        model.weights = model.spec.weights().into_iter().map(locate).collect();
+        model
+    }
+
     /// Where the weight of this role lies, if the model has one.
     pub fn find(&self, role: Role) -> Option<&Located> {
         self.weights.iter().find(|located| located.weight.role == role)
@@ -172,17 +194,21 @@ impl Names<'_> {
     }
 
     fn name(&self, spec: &Spec, role: Role) -> TensorRef {
-        if self.checkpoint.container == Container::Gguf {
-            return gguf::name(self.arch.gguf(), spec, role);
-        }
-        let TensorRef { name, rows } = self.arch.name(spec, role);
-        let name = match name.strip_prefix("model.") {
-            Some(tail) => format!("{}{tail}", self.prefix),
-            None if self.prefix == "language_model.model." => format!("language_model.{name}"),
-            None => name,
-        };
-        TensorRef { name, rows }
+        let gguf = self.checkpoint.container == Container::Gguf;
+        name(self.arch, spec, role, (!gguf).then_some(self.prefix))
     }
+}
+
+/// A weight's name in a Hugging Face checkpoint with this prefix, or without one in a GGUF.
+fn name(arch: &dyn Arch, spec: &Spec, role: Role, prefix: Option<&str>) -> TensorRef {
+    let Some(prefix) = prefix else { return gguf::name(arch.gguf(), spec, role) };
+    let TensorRef { name, rows } = arch.name(spec, role);
+    let name = match name.strip_prefix("model.") {
+        Some(tail) => format!("{prefix}{tail}"),
+        None if prefix == "language_model.model." => format!("language_model.{name}"),
+        None => name,
+    };
+    TensorRef { name, rows }
 }
 
 /// Holds each tensor's shape against the weights that are in it.

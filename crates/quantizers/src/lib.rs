@@ -15,6 +15,7 @@ mod mix;
 mod plan;
 mod quantizer;
 mod recipe;
+mod rotate;
 mod source;
 mod stats;
 mod summary;
@@ -31,6 +32,7 @@ pub use mix::{
 pub use plan::{Input, Plan, Planned};
 pub use quantizer::{Coded, Quantizer, Rtn};
 pub use recipe::{Recipe, Target};
+pub use rotate::{Hadamard, Rotated};
 pub use stats::{Needs, Stats};
 pub use summary::{Done, Summary};
 pub use transform::{Context, Transform};

@@ -1,7 +1,7 @@
 use std::fmt;
 
 use lathe_files::Checkpoint;
-use lathe_formats::Blocks;
+use lathe_formats::{Blocks, Rows};
 use lathe_models::{Model, Role, Spec};
 
 use crate::Error;
@@ -16,6 +16,11 @@ pub trait Weights: fmt::Debug + Sync {
     ///
     /// **Errors**: the model has no such weight; its file cannot be read.
     fn matrix(&self, role: Role) -> Result<Blocks, Error>;
+
+    /// The same numbers row by row, where that needs less memory than [`Weights::matrix`].
+    fn rows<'a>(&'a self, role: Role) -> Result<Box<dyn Rows + 'a>, Error> {
+        Ok(Box::new(self.matrix(role)?))
+    }
 
     /// Whether the weight's numbers are those of the checkpoint, so that its bytes may be copied.
     fn is_stored(&self, role: Role) -> bool;
