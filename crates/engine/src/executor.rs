@@ -8,8 +8,8 @@ use lathe_models::{Frequencies, Layer, Rope, Scaling, Spec};
 
 use crate::{
     Error,
-    backend::{Angles, Backend, CacheShape, MatMul},
-    layer::{self, Buffers, Place, Positions, Steps, norm_of},
+    backend::{Angles, Backend, CacheShape},
+    layer::{self, Buffers, Head, Place, Positions, Steps},
     network::Network,
     pages::{FreePages, PageTable},
 };
@@ -72,9 +72,6 @@ struct State<B: Backend> {
     buffers: Buffers<B>,
 }
 
-/// Rows of logits computed at a time, so that scoring a long text needs little memory.
-pub(crate) const LOGIT_ROWS: usize = 16;
-
 /// One pass: at most a chunk of tokens.
 #[derive(Default)]
 struct Pass {
@@ -132,7 +129,7 @@ impl<B: Backend> Executor<B> {
             }
         }
         let cache = backend.cache(room.cache)?;
-        let buffers = Buffers::new(&backend, &spec, room.chunk, LOGIT_ROWS)?;
+        let buffers = Buffers::new(&backend, &spec, room.chunk)?;
         let Room { context, chunk, .. } = room;
         let free = FreePages::new(room.cache.pages);
         let state = Mutex::new(State { cache, buffers });
@@ -242,7 +239,13 @@ impl<B: Backend> Executor<B> {
             steps.gate(rows, &weights.mlp_in, buffers);
             steps.mlp_output(rows, &weights.mlp_out, buffers);
         }
-        self.logits(pass.wanted.len(), buffers, logits);
+        let head = Head {
+            backend: &self.backend,
+            spec: &self.spec,
+            norm: &self.network.final_norm,
+            weight: self.network.head.as_ref().unwrap_or(&self.network.embed),
+        };
+        head.logits(pass.wanted.len(), buffers, logits);
     }
 
     /// Moves the wanted rows of the residual stream and of the mixed values to the front.
@@ -256,28 +259,6 @@ impl<B: Backend> Executor<B> {
             std::mem::swap(mixed, q);
         }
         rows
-    }
-
-    /// Logits of the first `rows` rows of the residual stream.
-    fn logits(&self, rows: usize, buffers: &mut Buffers<B>, out: &mut Vec<f32>) {
-        if rows == 0 {
-            return;
-        }
-        let backend = &self.backend;
-        let Buffers { x, normed, branch, logits, .. } = buffers;
-        backend.norm(norm_of(&self.spec.final_norm, &self.network.final_norm), rows, x, normed);
-        let weight = self.network.head.as_ref().unwrap_or(&self.network.embed);
-        out.reserve(rows * self.spec.vocab);
-        for start in (0..rows).step_by(LOGIT_ROWS) {
-            let block: Vec<usize> = (start..rows.min(start + LOGIT_ROWS)).collect();
-            let len = block.len() * self.spec.vocab;
-            backend.gather(&block, self.spec.width, normed, branch);
-            backend.matmul(MatMul { tokens: block.len(), weight, bias: None }, branch, logits);
-            if let Some(cap) = self.spec.logit_cap {
-                backend.soft_cap(cap, len, logits);
-            }
-            backend.read(logits, 0..len, out);
-        }
     }
 }
 
@@ -315,7 +296,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{Rounding, cpu::Cpu};
+    use crate::{Rounding, cpu::Cpu, layer::LOGIT_ROWS};
 
     fn spec(arch: &str) -> Spec {
         let config = json!({
@@ -332,7 +313,7 @@ mod tests {
         for arch in ["LlamaForCausalLM", "Gemma3ForCausalLM"] {
             let spec = spec(arch);
             let cpu = Cpu::new(1, Precision::Exact, Rounding::None);
-            let b = Buffers::new(&cpu, &spec, 24, LOGIT_ROWS).unwrap();
+            let b = Buffers::new(&cpu, &spec, 24).unwrap();
             let all = [&b.x, &b.normed, &b.branch, &b.q, &b.mixed, &b.k, &b.v, &b.gate, &b.up];
             let numbers: usize = all.iter().map(|buffer| buffer.len()).sum();
             let bytes = 4 * (numbers + b.logits.len()) as u64;

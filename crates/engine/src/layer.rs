@@ -18,6 +18,17 @@ pub(crate) struct Steps<'a, B: Backend> {
     pub(crate) layer: &'a Layer,
 }
 
+/// What makes logits of the residual stream.
+pub(crate) struct Head<'a, B: Backend> {
+    pub(crate) backend: &'a B,
+    pub(crate) spec: &'a Spec,
+    pub(crate) norm: &'a B::Vector,
+    pub(crate) weight: &'a B::Weight,
+}
+
+/// Rows of logits computed at a time, so that scoring a long text needs little memory.
+pub(crate) const LOGIT_ROWS: usize = 16;
+
 /// Working memory of a pass.
 pub(crate) struct Buffers<B: Backend> {
     pub(crate) x: B::Buffer,
@@ -148,14 +159,32 @@ impl<B: Backend> Steps<'_, B> {
     }
 }
 
+impl<B: Backend> Head<'_, B> {
+    /// Appends the logits of the first `rows` rows of the residual stream to `out`.
+    pub(crate) fn logits(&self, rows: usize, buffers: &mut Buffers<B>, out: &mut Vec<f32>) {
+        if rows == 0 {
+            return;
+        }
+        let Self { backend, spec, norm, weight } = *self;
+        let Buffers { x, normed, branch, logits, .. } = buffers;
+        backend.norm(norm_of(&spec.final_norm, norm), rows, x, normed);
+        out.reserve(rows * spec.vocab);
+        for start in (0..rows).step_by(LOGIT_ROWS) {
+            let block: Vec<usize> = (start..rows.min(start + LOGIT_ROWS)).collect();
+            let len = block.len() * spec.vocab;
+            backend.gather(&block, spec.width, normed, branch);
+            backend.matmul(MatMul { tokens: block.len(), weight, bias: None }, branch, logits);
+            if let Some(cap) = spec.logit_cap {
+                backend.soft_cap(cap, len, logits);
+            }
+            backend.read(logits, 0..len, out);
+        }
+    }
+}
+
 impl<B: Backend> Buffers<B> {
     /// Exactly the bytes of [`Spec::activation_bytes`].
-    pub(crate) fn new(
-        backend: &B,
-        spec: &Spec,
-        chunk: usize,
-        logits: usize,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(backend: &B, spec: &Spec, chunk: usize) -> Result<Self, Error> {
         let widest = |of: fn(&Layer) -> usize| spec.layers.iter().map(of).max().unwrap_or(0);
         let rows = |width: usize| backend.buffer(chunk * width);
         let q = widest(|layer| layer.attention().q_width());
@@ -174,7 +203,7 @@ impl<B: Backend> Buffers<B> {
             v: rows(kv)?,
             gate: rows(feed_forward)?,
             up: rows(feed_forward)?,
-            logits: backend.buffer(logits * spec.vocab)?,
+            logits: backend.buffer(LOGIT_ROWS * spec.vocab)?,
         })
     }
 }

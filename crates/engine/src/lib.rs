@@ -15,9 +15,11 @@ mod native;
 mod network;
 mod pages;
 mod reader;
+mod runner;
 mod sampler;
 mod scorer;
 
 pub use error::Error;
 pub use lathe_kernels::{KvType, Precision};
 pub use native::{Native, Options, Rounding};
+pub use runner::{Entry, LayerRunner, Linears, Output, Room, Sequences, Source};

@@ -75,6 +75,27 @@ impl Layer {
     }
 }
 
+impl Part {
+    /// Which of [`Layer::stages`] the part belongs to: a norm before a stage to that stage, a bias
+    /// or a norm after a linear to the linear's.
+    pub fn stage(self) -> usize {
+        match self {
+            Self::MixerNorm
+            | Self::Q
+            | Self::K
+            | Self::V
+            | Self::QBias
+            | Self::KBias
+            | Self::VBias
+            | Self::QNorm
+            | Self::KNorm => 0,
+            Self::Out | Self::OutBias | Self::MixerAfterNorm => 1,
+            Self::MlpNorm | Self::Gate | Self::Up | Self::GateBias | Self::UpBias => 2,
+            Self::Down | Self::DownBias | Self::MlpAfterNorm => 3,
+        }
+    }
+}
+
 impl Stage {
     /// Every weight that changes when each channel is divided by a scale, and how: what comes
     /// before first, then the linears. With all of them applied the layer computes what it did.

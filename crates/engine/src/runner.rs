@@ -1,0 +1,418 @@
+use lathe_base::Bytes;
+use lathe_formats::Blocks;
+use lathe_kernels::{KvType, PAGE_TOKENS, Precision, Slot, Span};
+use lathe_models::{Part, Role, Spec, Weight};
+
+use crate::{
+    Error, Rounding,
+    backend::{Backend, CacheShape, Use},
+    cpu::{Cpu, CpuCache, CpuWeight},
+    layer::{self, Buffers, Head, LOGIT_ROWS, Place, Positions, Steps},
+    network::{Loaded, MixerIn, MixerOut, MlpIn, MlpOut},
+};
+
+/// Runs a model on whole sequences one stage of one layer at a time, with weights that the caller
+/// holds: what calibration is made with.
+///
+/// A layer has four stages ([`lathe_models::Layer::stages`]). For each, [`LayerRunner::input`]
+/// gives what its linears are multiplied with, and [`LayerRunner::advance`] takes the sequences to
+/// the next stage. The steps are the executor's own; products are exact (f32 activations times
+/// decoded weights, summed in f32), keys and values are kept in f32, and nothing depends on the
+/// number of threads nor on which sequences are run together.
+pub struct LayerRunner {
+    backend: Cpu,
+    spec: Spec,
+    room: Room,
+    buffers: Buffers<Cpu>,
+    cache: Option<(CacheShape, CpuCache)>,
+}
+
+/// How much is run at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Tokens of all sequences together.
+    pub tokens: usize,
+    /// Sequences.
+    pub sequences: usize,
+}
+
+/// Sequences on their way through the layers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sequences {
+    /// Tokens of each.
+    pub lengths: Vec<usize>,
+    /// The residual stream `[T, D]`, sequence after sequence.
+    pub x: Vec<f32>,
+    /// Between stages 0 and 1 what attention mixed `[T, H·K]`, between 2 and 3 the gated values
+    /// `[T, F]`; empty elsewhere.
+    pub inner: Vec<f32>,
+}
+
+/// What a stage's inputs are made with: the norm before it, if it has one.
+pub struct Entry {
+    layer: usize,
+    stage: usize,
+    norm: Option<Vec<f32>>,
+}
+
+/// The linears of a stage and what belongs to them, ready to be multiplied with.
+pub struct Linears(Stage);
+
+enum Stage {
+    MixerIn(MixerIn<Cpu>),
+    MixerOut(MixerOut<Cpu>),
+    MlpIn(MlpIn<Cpu>),
+    MlpOut(MlpOut<Cpu>),
+}
+
+/// The final norm and the head.
+pub struct Output {
+    norm: Vec<f32>,
+    head: CpuWeight,
+}
+
+/// Where a runner's weights come from: asked for each weight that it needs.
+pub type Source<'a> = dyn FnMut(&Weight) -> Result<Blocks, Error> + 'a;
+
+impl Sequences {
+    /// Tokens of all sequences.
+    pub fn tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+}
+
+impl LayerRunner {
+    /// A runner for the layers of `spec`.
+    ///
+    /// # Errors
+    /// [`Error::Memory`]; numbers that no model can mean.
+    pub fn new(spec: &Spec, room: Room, threads: usize) -> Result<Self, Error> {
+        spec.check()?;
+        let backend = Cpu::new(threads, Precision::Exact, Rounding::None);
+        let buffers = Buffers::new(&backend, spec, room.tokens)?;
+        Ok(Self { backend, spec: spec.clone(), room, buffers, cache: None })
+    }
+
+    /// The working memory of [`LayerRunner::new`], weights not counted.
+    pub fn bytes(spec: &Spec, room: Room) -> Bytes {
+        let widest = spec.layers.iter().map(|layer| layer.attention().kv_width()).max();
+        let kv = 2 * 4 * widest.unwrap_or(0) as u64;
+        let cache = (pages(room) * PAGE_TOKENS) as u64 * kv;
+        Bytes(spec.activation_bytes(room.tokens, LOGIT_ROWS).0 + cache)
+    }
+
+    /// The model that is run.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Looks up the tokens of whole sequences in the embedding matrix.
+    ///
+    /// # Errors
+    /// [`Error::Token`]; [`Error::Context`] where there are more than the runner has room for.
+    pub fn embed(&self, table: &Blocks, sequences: &[&[u32]]) -> Result<Sequences, Error> {
+        let lengths: Vec<usize> = sequences.iter().map(|tokens| tokens.len()).collect();
+        let tokens = sequences.concat();
+        self.check_room(&lengths)?;
+        let vocab = self.spec.vocab.min(table.rows);
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::Token { id: *id, vocab });
+        }
+        let table = self.backend.weight(table.clone(), Use::Table)?;
+        let mut x = vec![0.0; tokens.len() * self.spec.width];
+        self.backend.embed(&table, &tokens, self.spec.embed_scale, &mut x);
+        Ok(Sequences { lengths, x, inner: Vec::new() })
+    }
+
+    /// Prepares what the inputs of a stage are made with.
+    ///
+    /// # Errors
+    /// Those of `source`; a vector that is not finite.
+    pub fn entry(
+        &self,
+        layer: usize,
+        stage: usize,
+        source: &mut Source<'_>,
+    ) -> Result<Entry, Error> {
+        let part = match stage {
+            0 => Some(Part::MixerNorm),
+            2 => Some(Part::MlpNorm),
+            _ => None,
+        };
+        let Some(part) = part else { return Ok(Entry { layer, stage, norm: None }) };
+        let mut loaded = self.load(|role| role == Role::Layer(layer, part), source)?;
+        Ok(Entry { layer, stage, norm: Some(loaded.required(Role::Layer(layer, part))?) })
+    }
+
+    /// Prepares the linears of a stage, with their biases and the norms that follow them.
+    ///
+    /// # Errors
+    /// Those of `source`; a vector that is not finite; memory.
+    pub fn linears(
+        &self,
+        layer: usize,
+        stage: usize,
+        source: &mut Source<'_>,
+    ) -> Result<Linears, Error> {
+        let norms = [Part::MixerNorm, Part::MlpNorm];
+        let belongs = |role| {
+            matches!(role, Role::Layer(l, part)
+                if l == layer && part.stage() == stage && !norms.contains(&part))
+        };
+        let mut loaded = self.load(belongs, source)?;
+        Ok(Linears(match stage {
+            0 => Stage::MixerIn(loaded.mixer_in(layer)?),
+            1 => Stage::MixerOut(loaded.mixer_out(layer)?),
+            2 => Stage::MlpIn(loaded.mlp_in(layer)?),
+            _ => Stage::MlpOut(loaded.mlp_out(layer)?),
+        }))
+    }
+
+    /// What the linears of a stage are multiplied with, `[T, cols]`.
+    ///
+    /// # Errors
+    /// Sequences that the runner has no room for.
+    pub fn input<'a>(
+        &'a mut self,
+        entry: &Entry,
+        sequences: &'a mut Sequences,
+    ) -> Result<&'a [f32], Error> {
+        self.check_room(&sequences.lengths)?;
+        let Some(norm) = &entry.norm else { return Ok(&sequences.inner) };
+        let tokens = sequences.tokens();
+        let Self { backend, spec, buffers, .. } = self;
+        let steps = Steps { backend, width: spec.width, layer: &spec.layers[entry.layer] };
+        std::mem::swap(&mut buffers.x, &mut sequences.x);
+        match entry.stage {
+            0 => steps.mixer_input(tokens, norm, buffers),
+            _ => steps.mlp_input(tokens, norm, buffers),
+        }
+        std::mem::swap(&mut buffers.x, &mut sequences.x);
+        Ok(&self.buffers.normed[..tokens * self.spec.width])
+    }
+
+    /// Takes `sequences` through a stage, after `tap` has seen the stage's input `[T, cols]`.
+    ///
+    /// # Errors
+    /// Sequences that the runner has no room for.
+    pub fn advance(
+        &mut self,
+        (entry, linears): (&Entry, &Linears),
+        sequences: &mut Sequences,
+        tap: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), Error> {
+        tap(self.input(entry, sequences)?);
+        let tokens = sequences.tokens();
+        std::mem::swap(&mut self.buffers.x, &mut sequences.x);
+        let done = self.step(entry.layer, linears, tokens, sequences);
+        std::mem::swap(&mut self.buffers.x, &mut sequences.x);
+        done
+    }
+
+    /// Prepares the final norm and the head; `source` is asked for the embedding where the model
+    /// has no head of its own.
+    ///
+    /// # Errors
+    /// Those of `source`; a norm that is not finite; memory.
+    pub fn output(&self, source: &mut Source<'_>) -> Result<Output, Error> {
+        let head = if self.spec.tied_head { Role::Embed } else { Role::Head };
+        let mut loaded = self.load(|role| role == Role::FinalNorm, source)?;
+        let norm = loaded.required(Role::FinalNorm)?;
+        let weights = self.spec.weights();
+        let weight = weights.iter().find(|weight| weight.role == head);
+        let weight = weight.ok_or_else(|| lathe_models::Error::MissingTensor {
+            tensor: head.to_string(),
+            role: head.to_string(),
+        })?;
+        let head = self.backend.weight(source(weight)?, Use::Product)?;
+        Ok(Output { norm, head })
+    }
+
+    /// What the head is multiplied with, `[T, D]`.
+    ///
+    /// # Errors
+    /// Sequences that the runner has no room for.
+    pub fn final_input(
+        &mut self,
+        output: &Output,
+        sequences: &mut Sequences,
+    ) -> Result<&[f32], Error> {
+        self.check_room(&sequences.lengths)?;
+        let tokens = sequences.tokens();
+        let norm = layer::norm_of(&self.spec.final_norm, &output.norm);
+        self.backend.norm(norm, tokens, &sequences.x, &mut self.buffers.normed);
+        Ok(&self.buffers.normed[..tokens * self.spec.width])
+    }
+
+    /// Logits `[T, V]` of all tokens.
+    ///
+    /// # Errors
+    /// Sequences that the runner has no room for.
+    pub fn logits(
+        &mut self,
+        output: &Output,
+        sequences: &mut Sequences,
+    ) -> Result<Vec<f32>, Error> {
+        self.check_room(&sequences.lengths)?;
+        let Self { backend, spec, buffers, .. } = self;
+        let head = Head { backend, spec, norm: &output.norm, weight: &output.head };
+        let mut logits = Vec::new();
+        let tokens = sequences.tokens();
+        std::mem::swap(&mut buffers.x, &mut sequences.x);
+        head.logits(tokens, buffers, &mut logits);
+        std::mem::swap(&mut buffers.x, &mut sequences.x);
+        Ok(logits)
+    }
+
+    fn load(
+        &self,
+        belongs: impl Fn(Role) -> bool,
+        source: &mut Source<'_>,
+    ) -> Result<Loaded<Cpu>, Error> {
+        let mut loaded = Loaded::new();
+        for weight in self.spec.weights().into_iter().filter(|weight| belongs(weight.role)) {
+            let blocks = source(&weight)?;
+            if (blocks.rows, blocks.cols) != (weight.rows, weight.cols) {
+                return Err(Error::Model(lathe_models::Error::Shape {
+                    tensor: weight.role.to_string(),
+                    role: weight.role.to_string(),
+                    expected: vec![weight.rows, weight.cols],
+                    found: vec![blocks.rows, blocks.cols],
+                }));
+            }
+            loaded.take(&self.backend, &self.spec, &weight, blocks)?;
+        }
+        Ok(loaded)
+    }
+
+    /// One stage on what is in the buffers; `buffers.x` is the sequences' own.
+    fn step(
+        &mut self,
+        layer: usize,
+        linears: &Linears,
+        tokens: usize,
+        sequences: &mut Sequences,
+    ) -> Result<(), Error> {
+        let inner = &mut sequences.inner;
+        match &linears.0 {
+            Stage::MixerIn(weights) => return self.attend(layer, weights, sequences),
+            Stage::MixerOut(weights) => {
+                self.buffers.mixed[..inner.len()].copy_from_slice(inner);
+                let (steps, buffers) = self.steps(layer);
+                steps.mixer_output(tokens, weights, buffers);
+                inner.clear();
+            }
+            Stage::MlpIn(weights) => {
+                let (steps, buffers) = self.steps(layer);
+                steps.gate(tokens, weights, buffers);
+                let lathe_models::Mlp::Gated { width, .. } = steps.layer.mlp;
+                inner.clear();
+                inner.extend_from_slice(&buffers.gate[..tokens * width]);
+            }
+            Stage::MlpOut(weights) => {
+                self.buffers.gate[..inner.len()].copy_from_slice(inner);
+                let (steps, buffers) = self.steps(layer);
+                steps.mlp_output(tokens, weights, buffers);
+                inner.clear();
+            }
+        }
+        Ok(())
+    }
+
+    fn steps(&mut self, layer: usize) -> (Steps<'_, Cpu>, &mut Buffers<Cpu>) {
+        let Self { backend, spec, buffers, .. } = self;
+        (Steps { backend, width: spec.width, layer: &spec.layers[layer] }, buffers)
+    }
+
+    /// Attention of every sequence over itself.
+    fn attend(
+        &mut self,
+        layer: usize,
+        weights: &MixerIn<Cpu>,
+        sequences: &mut Sequences,
+    ) -> Result<(), Error> {
+        let attention = self.spec.layers[layer].attention().clone();
+        let mut cache = self.cache(attention.kv_heads, attention.head_dim)?;
+        let layout = Layout::new(&sequences.lengths);
+        let rope = &attention.rope;
+        let angles = layer::angles(rope, &rope.frequencies(0), &layout.positions);
+        let spans = layout.spans();
+        let place = Place { layer: 0, spans: &spans, slots: &layout.slots, angles: &angles };
+        let (steps, buffers) = self.steps(layer);
+        steps.project(&place, weights, &mut cache.1, buffers);
+        steps.attend(&place, &cache.1, buffers);
+        let len = sequences.tokens() * attention.q_width();
+        sequences.inner.clear();
+        sequences.inner.extend_from_slice(&self.buffers.mixed[..len]);
+        self.cache = Some(cache);
+        Ok(())
+    }
+
+    /// A cache of one layer; layers of the same shape share it.
+    fn cache(&mut self, kv_heads: usize, head_dim: usize) -> Result<(CacheShape, CpuCache), Error> {
+        let kind = KvType::F32;
+        let shape = CacheShape { kind, layers: 1, pages: pages(self.room), kv_heads, head_dim };
+        match self.cache.take() {
+            Some(cache) if cache.0 == shape => Ok(cache),
+            _ => Ok((shape, self.backend.cache(shape)?)),
+        }
+    }
+
+    fn check_room(&self, lengths: &[usize]) -> Result<(), Error> {
+        let needed: usize = lengths.iter().sum();
+        if needed > self.room.tokens {
+            return Err(Error::Context { needed, context: self.room.tokens });
+        }
+        if lengths.len() > self.room.sequences {
+            let (needed, free) = (lengths.len(), self.room.sequences);
+            return Err(Error::Pages { needed, free });
+        }
+        Ok(())
+    }
+}
+
+/// Enough for any sequences that fit the room: each may leave its last page almost empty.
+fn pages(room: Room) -> usize {
+    room.tokens.div_ceil(PAGE_TOKENS) + room.sequences
+}
+
+/// Where sequences lie in the cache: one after the other, from its first page on.
+struct Layout {
+    pages: Vec<Vec<u32>>,
+    slots: Vec<Slot>,
+    positions: Vec<Positions>,
+}
+
+impl Layout {
+    fn new(lengths: &[usize]) -> Self {
+        let mut layout = Self { pages: Vec::new(), slots: Vec::new(), positions: Vec::new() };
+        let mut next = 0;
+        for &length in lengths {
+            let count = length.div_ceil(PAGE_TOKENS) as u32;
+            let slot =
+                |at| Slot { page: next + (at / PAGE_TOKENS) as u32, offset: at % PAGE_TOKENS };
+            layout.slots.extend((0..length).map(slot));
+            layout.pages.push((next..next + count).collect());
+            layout.positions.push(Positions { range: 0..length, horizon: length });
+            next += count;
+        }
+        layout
+    }
+
+    fn spans(&self) -> Vec<Span<'_>> {
+        let mut row = 0;
+        let runs = self.pages.iter().zip(&self.positions);
+        runs.map(|(pages, positions)| {
+            let rows = row..row + positions.range.len();
+            row = rows.end;
+            Span { rows, start: 0, pages }
+        })
+        .collect()
+    }
+}
+
+impl std::fmt::Debug for LayerRunner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerRunner").field("room", &self.room).finish_non_exhaustive()
+    }
+}
