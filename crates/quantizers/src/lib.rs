@@ -6,12 +6,16 @@
 //! chosen is a [`Quantizer`]'s.
 
 mod block;
+mod curvature;
 mod error;
 mod fingerprint;
+mod gptq;
 mod job;
+mod linalg;
 mod measure;
 mod method;
 mod mix;
+mod panel;
 mod plan;
 mod quantizer;
 mod recipe;
@@ -24,6 +28,7 @@ mod weights;
 
 pub use block::{Block, Dense};
 pub use error::Error;
+pub use gptq::{Gptq, Order};
 pub use job::{About, Job, quantize};
 pub use method::{METHODS, Method, Pipeline, Settings};
 pub use mix::{

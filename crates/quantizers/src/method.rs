@@ -1,6 +1,6 @@
 use lathe_formats::AnyFormat;
 
-use crate::{Error, Needs, Quantizer, Rtn, Transform};
+use crate::{Error, Gptq, Needs, Quantizer, Rtn, Transform};
 
 /// A way to choose codes that users ask for by name.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,9 @@ pub struct Method {
 
 /// What users can set about methods. Owners of methods add fields; `Default` is what they advise.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Settings {}
+pub struct Settings {
+    pub gptq: Gptq,
+}
 
 /// A method set up: transforms in their order, then what chooses the codes.
 #[derive(Debug)]
@@ -29,13 +31,22 @@ pub struct Pipeline {
 }
 
 /// Every method, the simplest first.
-pub static METHODS: &[Method] = &[Method {
-    name: "rtn",
-    about: "round to nearest, by each format's own rule",
-    needs: Needs::Nothing,
-    suits: |_| true,
-    make: |_| Ok(Pipeline::of(Rtn)),
-}];
+pub static METHODS: &[Method] = &[
+    Method {
+        name: "rtn",
+        about: "round to nearest, by each format's own rule",
+        needs: Needs::Nothing,
+        suits: |_| true,
+        make: |_| Ok(Pipeline::of(Rtn)),
+    },
+    Method {
+        name: "gptq",
+        about: "column by column, each making up for the errors of those before it",
+        needs: Needs::Hessian,
+        suits: |format| format.grid().is_some(),
+        make: |settings| Ok(Pipeline::of(settings.gptq)),
+    },
+];
 
 impl Method {
     /// The method of this name.
