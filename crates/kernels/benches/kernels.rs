@@ -9,7 +9,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lathe_formats::{AnyFormat, FORMATS};
 use lathe_kernels::{
-    Activation, Attention, KvPages, KvType, Matrix, Norm, PAGE_TOKENS, Pool, Precision, Rope,
+    Activation, Attention, Gram, KvPages, KvType, Matrix, Norm, PAGE_TOKENS, Pool, Precision, Rope,
     RopeStyle, Slot, Span, attention, gated, matmul, rms_norm, rope, softmax,
 };
 
@@ -49,6 +49,22 @@ fn products(c: &mut Criterion) {
                 });
             }
         }
+    }
+}
+
+/// Sums of x xᵀ, counted as the multiplications and additions of one triangle.
+fn hessian(c: &mut Criterion) {
+    let pool = pool();
+    let mut group = c.benchmark_group("gram");
+    group.sample_size(10);
+    for cols in [WIDTH, HIDDEN] {
+        let t = 1024;
+        group.throughput(Throughput::Elements((t * cols * (cols + 1)) as u64));
+        let x = numbers(t * cols);
+        let mut gram = Gram::new(cols).expect("enough memory");
+        group.bench_function(BenchmarkId::new("f32", cols), |b| {
+            b.iter(|| gram.add(&pool, black_box(&x)));
+        });
     }
 }
 
@@ -130,5 +146,5 @@ fn rowwise(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, products, repacking, attending, rowwise);
+criterion_group!(benches, products, hessian, repacking, attending, rowwise);
 criterion_main!(benches);
