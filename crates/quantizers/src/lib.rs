@@ -30,6 +30,7 @@ pub use block::{Block, Dense};
 pub use error::Error;
 pub use gptq::{Gptq, Order};
 pub use job::{About, Job, quantize};
+pub use linalg::Gram;
 pub use method::{METHODS, Method, Pipeline, Settings};
 pub use mix::{
     Allocation, Choice, MIXES, Matrix, Mix, Overrides, Rule, Shape, allocate, fallback, mix_by_name,

@@ -40,6 +40,11 @@ impl Triangle {
         made
     }
 
+    /// Bytes of a triangle of `size` rows.
+    pub(crate) fn bytes(size: usize) -> usize {
+        Self::tiles_before(size.div_ceil(TILE)) * size_of::<Tile>()
+    }
+
     /// Tiles in a column.
     pub(crate) fn blocks(&self) -> usize {
         self.blocks
