@@ -112,14 +112,22 @@ fn line(arg: &Arg) -> String {
 #[test]
 fn every_format_is_named_where_it_can_be_asked_for() {
     let mut root = Cli::command();
-    let mut names = |command: &str| -> Vec<String> {
-        let help = root.find_subcommand_mut(command).unwrap().render_long_help().to_string();
-        help.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map(str::to_owned).collect()
-    };
-    let quantize = names("quantize");
-    for format in lathe_formats::FORMATS {
-        assert!(quantize.iter().any(|word| word == format.name()), "{}", format.name());
+    let mut help =
+        |command: &str| root.find_subcommand_mut(command).unwrap().render_long_help().to_string();
+    let quantize = help("quantize");
+    for family in lathe_formats::families() {
+        let named = |at: (usize, _)| {
+            let rest = &quantize[at.0 + family.len()..];
+            !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+        };
+        assert!(quantize.match_indices(family).any(named), "{family}");
     }
+    let mut names = |command: &str| -> Vec<String> {
+        help(command)
+            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+            .map(str::to_owned)
+            .collect()
+    };
     for command in ["chat", "prompt"] {
         let words = names(command);
         for format in lathe_tokens::FORMATS {

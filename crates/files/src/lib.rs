@@ -30,7 +30,9 @@ pub use hub::{Hub, fetch, locate};
 pub use imatrix::{Imatrix, ImatrixKind, Squares};
 pub use mapped::release;
 pub use tensors::{Stored, Tensors};
-pub use write::{FolderPlan, Planned, Target, Writer, folder_bytes, write_folder, write_gguf};
+pub use write::{
+    FolderPlan, Planned, Target, Writer, folder_bytes, folder_holds, write_folder, write_gguf,
+};
 
 /// What everything here returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

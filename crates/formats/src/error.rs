@@ -3,8 +3,8 @@
 #[non_exhaustive]
 pub enum Error {
     /// No such line in [`crate::FORMATS`].
-    #[error("there is no format `{name}`; the formats are {known}")]
-    Unknown { name: String, known: String },
+    #[error("there is no format `{name}`; did you mean {near}? The formats are {families}")]
+    Unknown { name: String, near: String, families: String },
     /// Rows cannot be cut into the format's blocks.
     #[error(
         "{format} codes {block} columns together, and {cols} columns are not a multiple of that; \

@@ -66,6 +66,11 @@ pub trait AnyFormat: fmt::Debug + Send + Sync + 'static {
     fn layout(&self) -> &'static str;
     /// Where the numbers are specified.
     fn source(&self) -> &'static str;
+    /// What it and its siblings, which differ by numbers only, are called together: the pattern of
+    /// their names, or its own name.
+    fn family(&self) -> &'static str {
+        self.name()
+    }
     /// The number of columns must be a multiple of this; 1 means any number.
     fn block(&self) -> usize;
     /// Bytes of one coded row; meaningful only for columns that [`AnyFormat::check`] accepts.

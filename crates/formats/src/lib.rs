@@ -13,7 +13,7 @@ mod dense;
 mod error;
 mod format;
 mod grid;
-mod int4;
+mod int;
 mod int8;
 mod nf4;
 mod nf4_dq;
@@ -29,13 +29,11 @@ pub use dense::{BF16, F16, F32};
 pub use error::Error;
 pub use format::{AnyFormat, Erased, Format, Rows};
 pub use grid::{Affine, Effort, Grid, Levels, Scaled, Scales, Span};
-pub use int4::{
-    Int4, Int4Asym, Int4AsymG32, Int4AsymG64, Int4AsymG128, Int4G32, Int4G64, Int4G128,
-};
+pub use int::{INTS, Int, ScaleType};
 pub use int8::Int8;
 pub use nf4::{NF4_LEVELS, Nf4};
 pub use nf4_dq::{Nested, Nf4Dq, Nf4DqBlock, dynamic_map};
 pub use q4_0::Q4_0;
 pub use q5_0::Q5_0;
 pub use q8_0::Q8_0;
-pub use table::{FORMATS, by_name};
+pub use table::{FORMATS, by_name, families};

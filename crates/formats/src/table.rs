@@ -1,31 +1,71 @@
-use crate::{
-    AnyFormat, BF16, Erased, Error, F16, F32, Int4AsymG32, Int4AsymG64, Int4AsymG128, Int4G32,
-    Int4G64, Int4G128, Int8, Nf4, Nf4Dq, Q4_0, Q5_0, Q8_0,
-};
+use crate::{AnyFormat, BF16, Erased, Error, F16, F32, INTS, Int8, Nf4, Nf4Dq, Q4_0, Q5_0, Q8_0};
 
-/// Every format there is, one line each.
-pub static FORMATS: &[&dyn AnyFormat] = &[
-    &Erased::<F32>::NEW,
-    &Erased::<F16>::NEW,
-    &Erased::<BF16>::NEW,
-    &Int8,
-    &Erased::<Int4G32>::NEW,
-    &Erased::<Int4G64>::NEW,
-    &Erased::<Int4G128>::NEW,
-    &Erased::<Int4AsymG32>::NEW,
-    &Erased::<Int4AsymG64>::NEW,
-    &Erased::<Int4AsymG128>::NEW,
-    &Erased::<Nf4>::NEW,
-    &Nf4Dq,
-    &Erased::<Q8_0>::NEW,
-    &Erased::<Q5_0>::NEW,
-    &Erased::<Q4_0>::NEW,
-];
+/// Every format there is, one line each; a family that differs by numbers has one line in all.
+pub static FORMATS: &[&dyn AnyFormat] = &TABLE;
+
+const FIRST: [&dyn AnyFormat; 4] =
+    [&Erased::<F32>::NEW, &Erased::<F16>::NEW, &Erased::<BF16>::NEW, &Int8];
+
+const LAST: [&dyn AnyFormat; 5] =
+    [&Erased::<Nf4>::NEW, &Nf4Dq, &Erased::<Q8_0>::NEW, &Erased::<Q5_0>::NEW, &Erased::<Q4_0>::NEW];
+
+static TABLE: [&dyn AnyFormat; FIRST.len() + INTS.as_flattened().len() + LAST.len()] = {
+    let ints = INTS.as_flattened();
+    let mut table = [FIRST[0]; FIRST.len() + INTS.as_flattened().len() + LAST.len()];
+    let mut i = 0;
+    while i < table.len() {
+        table[i] = if i < FIRST.len() {
+            FIRST[i]
+        } else if i - FIRST.len() < ints.len() {
+            &ints[i - FIRST.len()]
+        } else {
+            LAST[i - FIRST.len() - ints.len()]
+        };
+        i += 1;
+    }
+    table
+};
 
 /// The format of that name.
 pub fn by_name(name: &str) -> Result<&'static dyn AnyFormat, Error> {
-    FORMATS.iter().copied().find(|f| f.name() == name).ok_or_else(|| {
-        let known: Vec<_> = FORMATS.iter().map(|f| f.name()).collect();
-        Error::Unknown { name: name.to_owned(), known: known.join(", ") }
+    FORMATS.iter().copied().find(|f| f.name() == name).ok_or_else(|| Error::Unknown {
+        name: name.to_owned(),
+        near: near(name).join(", "),
+        families: families().join(", "),
     })
+}
+
+/// The families of formats in the order of [`FORMATS`], each once.
+pub fn families() -> Vec<&'static str> {
+    let mut families = Vec::new();
+    for format in FORMATS {
+        if !families.contains(&format.family()) {
+            families.push(format.family());
+        }
+    }
+    families
+}
+
+/// How many names a message suggests.
+const SUGGESTED: usize = 4;
+
+/// The names that take the fewest changes to get at from `name`.
+fn near(name: &str) -> Vec<&'static str> {
+    let mut names: Vec<_> = FORMATS.iter().map(|f| (distance(name, f.name()), f.name())).collect();
+    names.sort_by_key(|(distance, _)| *distance);
+    names.into_iter().take(SUGGESTED).map(|(_, name)| name).collect()
+}
+
+/// Letters to insert, delete or replace to get from `a` to `b` (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(!x.eq_ignore_ascii_case(&y));
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
 }

@@ -2,7 +2,7 @@
 
 use std::{env, fmt::Write, fs};
 
-use lathe_formats::FORMATS;
+use lathe_formats::{AnyFormat, FORMATS, Int, ScaleType, families};
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/formats.md");
 
@@ -14,23 +14,78 @@ lathe-formats --test docs`; a test holds it against the table.
 
 **bits/weight** is of a [4096, 4096] matrix, scales and all else included. **error** is the most \
 that a weight can be off, in hundredths of the largest weight of its block (of the matrix, for \
-formats with one scale a row or more). **columns** must be a multiple of the number given.
+formats with one scale a row or more). **columns** must be a multiple of the number given. Where \
+formats differ by numbers only, one line has them all, least to most: `{a,b}` in a name is one of \
+them, `[a]` may be left out.
 
 | format | bits/weight | error % | columns | layout | numbers as in |
 |---|---:|---:|---:|---|---|
 ";
 
+const INTS: &str = "
+## Integers
+
+`int<bits>[_asym]_<group>[_f16]`: codes of 2, 3, 4 or 8 bits; with `_asym` each group has a zero \
+point; a group of 32, 64 or 128 columns or a whole row has a scale in bfloat16, with `_f16` in \
+binary16. A weight is scale · (code − zero), and zero is half of the codes where there are no zero \
+points. Bits per weight and error without and with zero points:
+
+| bits | group | bits/weight | `_asym` | error % | `_asym` |
+|---:|---|---:|---:|---:|---:|
+";
+
+/// The least and the most of something over the formats of a family.
+fn span(family: &[&dyn AnyFormat], of: impl Fn(&dyn AnyFormat) -> f64, digits: usize) -> String {
+    let all = family.iter().map(|format| of(*format));
+    let (least, most) = all.fold((f64::MAX, f64::MIN), |(a, b), x| (a.min(x), b.max(x)));
+    if least == most {
+        format!("{least:.digits$}")
+    } else {
+        format!("{least:.digits$} – {most:.digits$}")
+    }
+}
+
+fn bits(format: &dyn AnyFormat) -> f64 {
+    format.bits_per_weight(4096, 4096)
+}
+
+fn error(format: &dyn AnyFormat) -> f64 {
+    f64::from(100.0 * format.error_bound(1.0))
+}
+
 #[test]
 fn the_page_of_formats_is_up_to_date() {
     let mut page = HEAD.to_owned();
-    for format in FORMATS {
-        let bits = format.bits_per_weight(4096, 4096);
-        let error = 100.0 * format.error_bound(1.0);
-        let (name, columns) = (format.name(), format.block());
-        let (layout, source) = (format.layout(), format.source());
-        writeln!(page, "| `{name}` | {bits:.4} | {error:.3} | {columns} | {layout} | {source} |")
+    for name in families() {
+        let family: Vec<&dyn AnyFormat> =
+            FORMATS.iter().copied().filter(|f| f.family() == name).collect();
+        let columns = span(&family, |f| f.block() as f64, 0);
+        let (bits, error) = (span(&family, bits, 4), span(&family, error, 3));
+        let (layout, source) = match family.as_slice() {
+            [only] => (only.layout(), only.source()),
+            _ => ("below", "below"),
+        };
+        writeln!(page, "| `{name}` | {bits} | {error} | {columns} | {layout} | {source} |")
             .unwrap();
     }
+    page += INTS;
+    for int in Int::all().filter(|i| !i.zero_points() && i.scale_type() == ScaleType::Bf16) {
+        let zeros = Int::find(int.bits(), int.columns(), true, ScaleType::Bf16).unwrap();
+        let group = int.columns().map_or("row".to_owned(), |columns| columns.to_string());
+        writeln!(
+            page,
+            "| {} | {group} | {:.4} | {:.4} | {:.3} | {:.3} |",
+            int.bits(),
+            bits(int),
+            bits(zeros),
+            error(int),
+            error(zeros)
+        )
+        .unwrap();
+    }
+    let source = |scale| Int::find(4, Some(128), false, scale).unwrap().source();
+    let (bf16, f16) = (source(ScaleType::Bf16), source(ScaleType::F16));
+    writeln!(page, "\nNumbers as in: {bf16}; with `_f16`: {f16}.").unwrap();
     if env::var_os("LATHE_BLESS").is_some() {
         fs::write(PATH, &page).unwrap();
     }

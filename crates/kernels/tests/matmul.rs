@@ -240,9 +240,15 @@ fn repacked_weights_keep_their_size_and_rows_decode_as_in_their_format() {
         let blocks = format.encode(rows, cols, &normal(&mut rng, rows * cols), 1).unwrap();
         let w = Matrix::new(blocks.clone()).unwrap();
         assert_eq!(w.is_repacked(), is_coded(*format));
-        // 37 rows become 48; NF4's coded absmax become f32.
+        // 37 rows become 48; NF4's coded absmax become f32, as do scales beside eight-bit zero
+        // points; codes of two and three bits become nibbles.
         let padded = blocks.bytes() * 48 / 37 + 64 * 3;
-        let wider = if format.name() == "nf4_dq" { padded / 8 } else { 0 };
+        let wider = match lathe_formats::Int::named(format.name()) {
+            Some(int) if int.bits() < 4 => padded * (4 - usize::from(int.bits())) / 2,
+            Some(int) if int.bits() == 8 && int.zero_points() => padded / 16,
+            _ if format.name() == "nf4_dq" => padded / 8,
+            _ => 0,
+        };
         assert!(w.bytes() <= padded + wider, "{}: {} > {padded}", format.name(), w.bytes());
         for isa in lathe_simd::available() {
             for row in [0, 15, 16, 36] {

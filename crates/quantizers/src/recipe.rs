@@ -142,10 +142,9 @@ impl Target {
 
     /// Whether files of this kind can hold the format.
     pub fn holds(self, format: &dyn AnyFormat) -> bool {
-        let ggml = GgmlType::by_name(format.name()).is_some();
         match self {
-            Self::SafeTensors => !ggml || is_dense(format),
-            Self::Gguf => ggml,
+            Self::SafeTensors => lathe_files::folder_holds(format),
+            Self::Gguf => GgmlType::by_name(format.name()).is_some(),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use common::{Case, Source, files, out, recipe};
 use lathe_base::{Bytes, Cancelled, Progress, Silent};
 use lathe_files::Checkpoint;
-use lathe_formats::{FORMATS, by_name};
+use lathe_formats::{AnyFormat, FORMATS, by_name};
 use lathe_models::{Kind, Model};
 use lathe_quantizers::{Error, Recipe, Target};
 
@@ -65,7 +65,9 @@ fn gguf_files_of_every_architecture_have_the_tensors_of_llama_cpps_converter() {
 #[test]
 fn what_is_planned_is_what_is_written_for_every_format() {
     let source = Source::new(false);
-    for format in FORMATS {
+    let held =
+        |f: &&&dyn AnyFormat| [Target::SafeTensors, Target::Gguf].iter().any(|t| t.holds(**f));
+    for format in FORMATS.iter().filter(held) {
         let case = Case::new(&source.path(), &recipe(format.name())).unwrap();
         assert!(case.plan.notes.is_empty());
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
 use lathe_base::Buf;
-use lathe_formats::{AnyFormat, Blocks};
+use lathe_formats::{AnyFormat, Blocks, Int, ScaleType};
 
 use super::{bitsandbytes, compressed};
 use crate::Dtype;
@@ -20,8 +20,12 @@ impl Family {
             "f32" | "f16" | "bf16" => Self::Dense,
             "nf4" | "nf4_dq" => Self::BitsAndBytes,
             "int8" => Self::CompressedTensors,
-            name if name.starts_with("int4_") => Self::CompressedTensors,
-            _ => return None,
+            name => {
+                let int = Int::named(name)?;
+                let known = int.bits() == 4 && int.columns().is_some();
+                return (known && int.scale_type() == ScaleType::Bf16)
+                    .then_some(Self::CompressedTensors);
+            }
         })
     }
 }

@@ -5,7 +5,7 @@ use std::{
 };
 
 use lathe_base::{AtomicFile, Buf, Bytes};
-use lathe_formats::Blocks;
+use lathe_formats::{AnyFormat, Blocks};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -91,6 +91,11 @@ pub fn write_folder(target: Target<'_>, plan: FolderPlan<'_>) -> Result<Box<dyn 
         done: entries.len(),
         texts: entries.into_iter().map(|e| e.text).collect(),
     }))
+}
+
+/// Whether [`write_folder`] has a layout for matrices in `format`.
+pub fn folder_holds(format: &dyn AnyFormat) -> bool {
+    Family::of(format).is_some()
 }
 
 /// What the numbers of a planned weight take in a safetensors folder; a description in words of a

@@ -15,7 +15,7 @@ use lathe_formats::{AnyFormat, Blocks};
 
 use crate::Result;
 
-pub use folder::{FolderPlan, folder_bytes, write_folder};
+pub use folder::{FolderPlan, folder_bytes, folder_holds, write_folder};
 pub use gguf::write_gguf;
 
 /// A tensor that will be written.

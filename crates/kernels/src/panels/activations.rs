@@ -7,7 +7,7 @@ use crate::{Pool, output::Output};
 ///
 /// A tile of N tokens is a run of sub-blocks of 40 N bytes: eight times four columns of each
 /// token as i8, then each token's f32 scale, then its correction for the zero of the codes (i32,
-/// or f32 where every row has its own zero point).
+/// or f32 where every row has its own zero point; the plain sum as i32 where there are both).
 pub(super) struct Activations<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) subs: usize,
@@ -84,10 +84,10 @@ impl Op for Quantize<'_> {
                     codes[at..at + 4].copy_from_slice(&four.map(i8::cast_unsigned));
                 }
                 let total: i32 = bytes.iter().map(|b| i32::from(*b)).sum();
-                let correction = if kind.has_zeros() {
-                    (-scale * total as f32).to_le_bytes()
-                } else {
-                    (-zero * total).to_le_bytes()
+                let correction = match (kind.has_zeros(), kind.is_biased()) {
+                    (true, true) => total.to_le_bytes(),
+                    (true, false) => (-scale * total as f32).to_le_bytes(),
+                    (false, _) => (-zero * total).to_le_bytes(),
                 };
                 scales[4 * n..4 * n + 4].copy_from_slice(&(scale / fraction).to_le_bytes());
                 corrections[4 * n..4 * n + 4].copy_from_slice(&correction);

@@ -6,18 +6,24 @@ use lathe_simd::{Isa, LANES};
 /// How codes and scales lie in a panel. A storage format maps to one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Q4_0: nibbles − 8, f16 scales.
+    /// Nibbles − 8, f16 scales: Q4_0, and symmetric integers of up to four bits.
     Four,
-    /// INT4 by groups: nibbles − 8, bf16 scales.
+    /// Nibbles − 8, bf16 scales.
     FourBf16,
-    /// INT4 with zero points: nibbles − zero, bf16 scales.
+    /// Nibbles − zero, f16 scales.
     FourZero,
+    /// Nibbles − zero, bf16 scales.
+    FourZeroBf16,
     /// NF4: nibbles into a table, f32 scales.
     Table,
     /// Q5_0: five bits − 16, f16 scales.
     Five,
-    /// Q8_0: bytes − 128, f16 scales.
+    /// Bytes − 128, f16 scales: Q8_0, and symmetric INT8 by groups.
     Eight,
+    /// Bytes − 128, bf16 scales.
+    EightBf16,
+    /// Bytes − zero, f32 scales.
+    EightZero,
     /// INT8 by rows: bytes − 128, one f32 scale per row.
     EightRow,
 }
@@ -36,7 +42,11 @@ macro_rules! with_layout {
                 $body
             }
             Kind::FourZero => {
-                type $K = Both<Nibbles<0>, HeadZero>;
+                type $K = Both<Nibbles<0>, Zero<HeadF16>>;
+                $body
+            }
+            Kind::FourZeroBf16 => {
+                type $K = Both<Nibbles<0>, Zero<HeadBf16>>;
                 $body
             }
             Kind::Table => {
@@ -48,11 +58,19 @@ macro_rules! with_layout {
                 $body
             }
             Kind::Eight => {
-                type $K = Both<Bytes, HeadF16>;
+                type $K = Both<Bytes<128>, HeadF16>;
+                $body
+            }
+            Kind::EightBf16 => {
+                type $K = Both<Bytes<128>, HeadBf16>;
+                $body
+            }
+            Kind::EightZero => {
+                type $K = Both<Bytes<0>, Zero<HeadF32>>;
                 $body
             }
             Kind::EightRow => {
-                type $K = Both<Bytes, Tail>;
+                type $K = Both<Bytes<128>, Tail>;
                 $body
             }
         }
@@ -84,9 +102,14 @@ impl Kind {
         with_layout!(self, K => <K as Layout>::Codes::zero::<I>())
     }
 
+    /// Whether, beside zero points, a dot product starts from a multiple of its inputs' sum.
+    pub(crate) fn is_biased(self) -> bool {
+        with_layout!(self, K => <K as Layout>::Codes::BIASED)
+    }
+
     /// Whether groups bring a zero point for each row.
     pub(crate) fn has_zeros(self) -> bool {
-        self == Self::FourZero
+        with_layout!(self, K => <K as Layout>::Head::ZEROS)
     }
 }
 
@@ -110,7 +133,11 @@ pub(crate) trait Codes: 'static {
     /// A code of the dot product stands for this many times the weight over its scale.
     const FRACTION: f32 = 1.0;
 
-    /// What the dot product leaves too high in every code.
+    /// Whether [`Codes::zero`] differs between instruction sets: beside zero points it is then taken
+    /// off in integers, so that the results do not.
+    const BIASED: bool = false;
+
+    /// What the dot product leaves too high in every code, before zero points.
     fn zero<I: Isa>() -> i32;
 
     /// Vectors `2 j` and `2 j + 1`, ready for the dot product.
@@ -234,13 +261,14 @@ impl Codes for FiveBits {
 }
 
 /// Whole bytes.
-pub(crate) struct Bytes;
+pub(crate) struct Bytes<const ZERO: i32>;
 
-impl Codes for Bytes {
+impl<const ZERO: i32> Codes for Bytes<ZERO> {
     const BYTES: usize = 512;
+    const BIASED: bool = true;
 
     fn zero<I: Isa>() -> i32 {
-        128 - I::DOT_BIAS
+        ZERO - I::DOT_BIAS
     }
     #[inline(always)]
     unsafe fn pair<I: Isa>(isa: I, from: *const u8, j: usize) -> [I::B; 2] {
@@ -256,7 +284,7 @@ impl Codes for Bytes {
     }
     #[inline(always)]
     fn weight<I: Isa, const J: i32>(isa: I, stored: I::B) -> I::F {
-        isa.sub(isa.byte_f32::<J>(stored), isa.splat(128.0))
+        isa.sub(isa.byte_f32::<J>(stored), isa.splat(ZERO as f32))
     }
 }
 
@@ -317,21 +345,21 @@ impl Head for HeadF32 {
     }
 }
 
-/// bf16 scales, then bytes of zero points.
-pub(crate) struct HeadZero;
+/// Scales, then bytes of zero points.
+pub(crate) struct Zero<H>(PhantomData<H>);
 
-impl Head for HeadZero {
-    const BYTES: usize = 3 * LANES;
+impl<H: Head> Head for Zero<H> {
+    const BYTES: usize = H::BYTES + LANES;
     const ZEROS: bool = true;
     #[inline(always)]
     unsafe fn scales<I: Isa>(isa: I, from: *const u8) -> I::F {
         // SAFETY: the caller vouches for it.
-        isa.load_bf16(unsafe { &*from.cast() })
+        unsafe { H::scales(isa, from) }
     }
     #[inline(always)]
     unsafe fn zeros<I: Isa>(isa: I, from: *const u8) -> I::F {
         // SAFETY: the caller vouches for it.
-        isa.to_f32(isa.load_u8(unsafe { &*from.add(2 * LANES).cast() }))
+        isa.to_f32(isa.load_u8(unsafe { &*from.add(H::BYTES).cast() }))
     }
 }
 

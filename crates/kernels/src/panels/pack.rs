@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use lathe_formats::{Blocks, Nested};
+use lathe_formats::{Blocks, Int, Nested, ScaleType};
 use lathe_simd::LANES;
 
 use super::{Kind, Panels, SUB, Shape};
@@ -10,28 +10,32 @@ use crate::{Error, Pool, memory::Room, output::Output};
 pub(super) struct Source<'a> {
     blocks: &'a Blocks,
     kind: Kind,
-    /// Columns that share a scale, as the format has them.
+    /// Columns that share a scale, as the format has them; of a whole row, padded to sub-blocks.
     block: usize,
     nested: Option<Nested>,
+    int: Option<&'static Int>,
 }
 
 impl<'a> Source<'a> {
     /// `None` where the format has no panel kind.
     pub(super) fn of(blocks: &'a Blocks) -> Option<Self> {
         let name = blocks.format.name();
+        let int = Int::named(name);
         let kind = match name {
             "q4_0" => Kind::Four,
             "q5_0" => Kind::Five,
             "q8_0" => Kind::Eight,
             "int8" => Kind::EightRow,
             "nf4" | "nf4_dq" => Kind::Table,
-            _ if name.starts_with("int4_asym_g") => Kind::FourZero,
-            _ if name.starts_with("int4_g") => Kind::FourBf16,
-            _ => return None,
+            _ => kind_of(int?),
         };
-        let block = if kind == Kind::EightRow { SUB } else { blocks.format.block() };
+        let block = match kind {
+            Kind::EightRow => SUB,
+            _ if blocks.format.block() == 1 => blocks.cols.next_multiple_of(SUB).max(SUB),
+            _ => blocks.format.block(),
+        };
         let nested = (name == "nf4_dq").then(|| Nested::of(blocks));
-        block.is_multiple_of(SUB).then_some(Self { blocks, kind, block, nested })
+        block.is_multiple_of(SUB).then_some(Self { blocks, kind, block, nested, int })
     }
 
     /// Reads the codes of block `index` of a row into `codes`, and gives the head for that row.
@@ -44,6 +48,9 @@ impl<'a> Source<'a> {
             codes.fill(128);
             flip_signs(from, codes);
             return RowHead::new(scale);
+        }
+        if let Some(int) = self.int {
+            return read_int(int, bytes, (index, self.blocks.cols), codes);
         }
         let size = bytes.len() / (self.blocks.cols / self.block);
         let bytes = &bytes[index * size..][..size];
@@ -80,15 +87,41 @@ impl<'a> Source<'a> {
                     None => RowHead::new(absmax),
                 }
             }
-            Kind::FourBf16 | Kind::FourZero => {
-                let (head, nibbles) = bytes.split_at(size - self.block / 2);
-                for (pair, byte) in codes.as_chunks_mut::<2>().0.iter_mut().zip(nibbles) {
-                    *pair = [byte & 15, byte >> 4];
-                }
-                RowHead { zero: head.get(2).copied().unwrap_or(0), ..RowHead::new(&head[..2]) }
-            }
-            Kind::EightRow => unreachable!("rows without blocks are read above"),
+            _ => unreachable!("rows without blocks and integers are read above"),
         }
+    }
+}
+
+/// The panels that hold an integer format: codes of two and three bits are widened to nibbles.
+fn kind_of(int: &Int) -> Kind {
+    match (int.bits() <= 4, int.zero_points(), int.scale_type()) {
+        (true, false, ScaleType::F16) => Kind::Four,
+        (true, false, ScaleType::Bf16) => Kind::FourBf16,
+        (true, true, ScaleType::F16) => Kind::FourZero,
+        (true, true, ScaleType::Bf16) => Kind::FourZeroBf16,
+        (false, false, ScaleType::F16) => Kind::Eight,
+        (false, false, ScaleType::Bf16) => Kind::EightBf16,
+        (false, true, _) => Kind::EightZero,
+    }
+}
+
+/// Reads group `index` of a row of `cols`.
+fn read_int(int: &Int, row: &[u8], (index, cols): (usize, usize), codes: &mut [u8]) -> RowHead {
+    let columns = int.columns().unwrap_or(cols);
+    let bytes = int.group_bytes(columns);
+    let group = &row[index * bytes..][..bytes];
+    // The padding's codes meet activations that are zero.
+    let (codes, padding) = codes.split_at_mut(columns);
+    padding.fill(0);
+    int.unpack(group, codes);
+    if int.bits() < 4 && !int.zero_points() {
+        codes.iter_mut().for_each(|code| *code += 8 - int.middle());
+    }
+    let (scale, zero, _) = int.head_of(group);
+    if int.bits() == 8 && int.zero_points() {
+        RowHead { zero, ..RowHead::new(&int.scale_of(scale).to_le_bytes()) }
+    } else {
+        RowHead { zero, ..RowHead::new(&scale) }
     }
 }
 
@@ -184,12 +217,17 @@ fn pack_panel(source: &Source<'_>, shape: &Shape, first: usize, to: &mut [u8]) {
 fn interleave(kind: Kind, codes: &[u8], lane: usize, sub: &mut [u8]) {
     let fours = codes.as_chunks::<4>().0;
     match kind {
-        Kind::Eight | Kind::EightRow => {
+        Kind::Eight | Kind::EightBf16 | Kind::EightZero | Kind::EightRow => {
             for (j, four) in fours.iter().enumerate() {
                 sub[64 * j + 4 * lane..][..4].copy_from_slice(four);
             }
         }
-        Kind::Four | Kind::FourBf16 | Kind::FourZero | Kind::Table | Kind::Five => {
+        Kind::Four
+        | Kind::FourBf16
+        | Kind::FourZero
+        | Kind::FourZeroBf16
+        | Kind::Table
+        | Kind::Five => {
             let word = |four: &[u8; 4]| u32::from_le_bytes(four.map(|code| code & 15));
             for (j, pair) in fours.as_chunks::<2>().0.iter().enumerate() {
                 let nibbles = word(&pair[0]) | word(&pair[1]) << 4;

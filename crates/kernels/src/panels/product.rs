@@ -201,11 +201,12 @@ unsafe fn sub<I: Isa, K: Layout, const P: usize, const N: usize>(
         let scale_at = x.add(super::SUB * N);
         let correction_at = scale_at.add(4 * N);
         let mut dots = [[isa.splat_i(0); N]; P];
-        if !K::Head::ZEROS {
+        if !K::Head::ZEROS || K::Codes::BIASED {
             for n in 0..N {
                 let correction = correction_at.add(4 * n).cast::<i32>().read_unaligned();
+                let zero = if K::Head::ZEROS { -K::Codes::zero::<I>() } else { 1 };
                 for p in 0..P {
-                    dots[p][n] = isa.splat_i(correction);
+                    dots[p][n] = isa.splat_i(zero * correction);
                 }
             }
         }
@@ -238,8 +239,14 @@ unsafe fn sub<I: Isa, K: Layout, const P: usize, const N: usize>(
                     isa.fma(dot, scale, sums[p][n])
                 };
                 sums[p][n] = if K::Head::ZEROS {
-                    let total = isa.splat(correction_at.add(4 * n).cast::<f32>().read_unaligned());
-                    isa.fma(isa.mul(scales, zeros), total, sum)
+                    let at = correction_at.add(4 * n);
+                    let total = if K::Codes::BIASED {
+                        let scale = scale_at.add(4 * n).cast::<f32>().read_unaligned();
+                        -scale * at.cast::<i32>().read_unaligned() as f32
+                    } else {
+                        at.cast::<f32>().read_unaligned()
+                    };
+                    isa.fma(isa.mul(scales, zeros), isa.splat(total), sum)
                 } else {
                     sum
                 };
