@@ -1,4 +1,4 @@
-use lathe_base::Cancelled;
+use lathe_base::{Bytes, Cancelled};
 
 /// Why a checkpoint could not be planned or made.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,16 @@ pub enum Error {
          give one with --imatrix"
     )]
     NeedsImportance { mix: &'static str, tensor: String, format: &'static str },
+    /// The budget is too small.
+    #[error(
+        "the smallest formats of this model's tensors take {}, and the budget leaves {} for them; \
+         raise --budget or --bpw",
+        Bytes(*.least), Bytes(*.budget)
+    )]
+    Budget { budget: u64, least: u64 },
+    /// What was measured could not be kept.
+    #[error("{}: measurements cannot be kept there: {source}", path.display())]
+    Journal { path: std::path::PathBuf, source: std::io::Error },
     /// A weight could not be coded.
     #[error("tensor `{tensor}`: {source}")]
     Encode { tensor: String, source: lathe_formats::Error },

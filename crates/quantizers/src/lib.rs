@@ -14,7 +14,7 @@ mod job;
 mod linalg;
 mod measure;
 mod method;
-mod mix;
+pub mod mix;
 mod panel;
 mod plan;
 mod quantizer;
@@ -32,9 +32,7 @@ pub use gptq::{Gptq, Order};
 pub use job::{About, Job, quantize};
 pub use linalg::Gram;
 pub use method::{METHODS, Method, Pipeline, Settings};
-pub use mix::{
-    Allocation, Choice, MIXES, Matrix, Mix, Overrides, Rule, Shape, allocate, fallback, mix_by_name,
-};
+pub use mix::{MIXES, Matrix, Mix, Overrides, Rule, Shape, mix_by_name};
 pub use plan::{Input, Plan, Planned};
 pub use quantizer::{Coded, Quantizer, Rtn};
 pub use recipe::{Recipe, Target};

@@ -2,10 +2,17 @@
 //! or the allocation that loses least within a budget.
 
 mod allocate;
+mod curve;
+mod journal;
 mod llama;
+mod probe;
 mod rules;
+mod search;
 
 pub use allocate::{Allocation, Choice, allocate};
+pub use journal::Remembered;
 pub use llama::{MIXES, Matrix, Mix, Shape, fallback, mix_by_name};
+pub use probe::{Candidate, Divergence, Item, Probe};
 pub(crate) use rules::Applied;
 pub use rules::{Overrides, Rule};
+pub use search::{Effort, Found, Round, Sensitivity, search};
