@@ -5,7 +5,7 @@ use std::path::Path;
 use lathe_base::Progress;
 use lathe_files::{Checkpoint, gguf::Metadata};
 use lathe_models::Model;
-use lathe_quantizers::{About, Job, Plan, Rtn, Summary, Target, quantize};
+use lathe_quantizers::{About, Job, Plan, Rtn, Stored, Summary, Target, quantize};
 
 use crate::open;
 
@@ -31,11 +31,12 @@ impl Making<'_> {
         let about = About { name: self.name.to_owned(), tokenizer };
         let job = Job {
             checkpoint: self.checkpoint,
-            model: self.model,
+            weights: &Stored { model: self.model, checkpoint: self.checkpoint },
             plan: self.plan,
             out: self.out,
             replace: self.replace,
             quantizer: &Rtn,
+            imatrix: None,
             threads: self.threads,
             measure: self.measure,
             about: &about,

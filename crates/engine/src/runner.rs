@@ -58,6 +58,8 @@ pub struct Entry {
 /// The linears of a stage and what belongs to them, ready to be multiplied with.
 pub struct Linears(Stage);
 
+// There is one at a time.
+#[allow(clippy::large_enum_variant)]
 enum Stage {
     MixerIn(MixerIn<Cpu>),
     MixerOut(MixerOut<Cpu>),

@@ -44,6 +44,12 @@ pub enum Error {
     /// A matrix could not be coded; without its name, which only callers know.
     #[error(transparent)]
     Format(#[from] lathe_formats::Error),
+    /// An importance matrix of another model.
+    #[error(
+        "the importance matrix has {found} columns for tensor `{tensor}`, which has {expected}; \
+         make one of this model with `lathe imatrix`"
+    )]
+    Imatrix { tensor: String, expected: usize, found: usize },
     /// The model could not be understood.
     #[error(transparent)]
     Model(Box<lathe_models::Error>),

@@ -2,29 +2,34 @@ use std::{path::Path, time::Instant};
 
 use lathe_base::{Progress, Seconds};
 use lathe_files::{
-    Checkpoint, FolderPlan, Writer,
-    gguf::{Metadata, Value},
+    Checkpoint, FolderPlan, Imatrix, Writer,
+    gguf::{Metadata, Value as GgufValue},
     write_folder, write_gguf,
 };
-use lathe_formats::Blocks;
-use lathe_models::{Kind, Model};
+use lathe_models::{Kind, Role, gguf};
+
+use serde_json::{Map, Value};
 
 use crate::{
-    Done, Error, Plan, Planned, Quantizer, Rtn, Summary, Target, fingerprint::fingerprint,
-    measure::deviation, mix_by_name, recipe::is_dense, source::Numbers,
+    Coded, Done, Error, Needs, Plan, Planned, Quantizer, Rtn, Search, Stats, Summary, Target,
+    Weights, fingerprint::fingerprint, measure::deviation, mix_by_name, recipe::is_dense,
+    source::Numbers,
 };
 
 /// A plan and everything needed to carry it out.
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
     pub checkpoint: &'a Checkpoint,
-    pub model: &'a Model,
+    /// The checkpoint's own weights, or a view of them.
+    pub weights: &'a dyn Weights,
     pub plan: &'a Plan,
     /// The file (GGUF) or folder (safetensors) to make.
     pub out: &'a Path,
     /// Whether an older model of that name may be replaced.
     pub replace: bool,
     pub quantizer: &'a dyn Quantizer,
+    /// How much each input column of the matrices matters, by the names that llama.cpp gives them.
+    pub imatrix: Option<&'a Imatrix>,
     pub threads: usize,
     /// Whether to compare every coded tensor with its source: the errors in the summary.
     pub measure: bool,
@@ -63,6 +68,7 @@ pub fn quantize(job: &Job<'_>, progress: &dyn Progress) -> Result<Summary, Error
     let total = job.plan.bytes().0;
     let mut at = 0;
     let mut tensors = Vec::with_capacity(job.plan.tensors.len());
+    let mut notes = job.plan.notes.clone();
     for (i, planned) in job.plan.tensors.iter().enumerate() {
         progress.check()?;
         progress.at("bytes", at, total);
@@ -70,16 +76,16 @@ pub fn quantize(job: &Job<'_>, progress: &dyn Progress) -> Result<Summary, Error
         tensors.push(if i < resumed {
             planned.done(None)
         } else {
-            job.make(planned, writer.as_mut())?
+            job.make(planned, writer.as_mut(), &mut notes)?
         });
     }
     writer.finish()?;
     progress.at("bytes", total, total);
-    Ok(job.summary(tensors, resumed, start.elapsed().into()))
+    Ok(Summary { notes, ..job.summary(tensors, resumed, start.elapsed().into()) })
 }
 
 impl Job<'_> {
-    fn writer(&self) -> Result<Box<dyn Writer>, Error> {
+    pub(crate) fn writer(&self) -> Result<Box<dyn Writer>, Error> {
         let fingerprint = fingerprint(self);
         let target = lathe_files::Target {
             path: self.out,
@@ -91,22 +97,42 @@ impl Job<'_> {
             Target::Gguf => write_gguf(target, &self.metadata(), &plan)?,
             Target::SafeTensors => {
                 let checkpoint = self.checkpoint;
-                let (config, sides) = (&checkpoint.config, &checkpoint.folder);
+                let (config, sides) = (&self.config(), &checkpoint.folder);
                 let shard = FolderPlan::SHARD;
                 write_folder(target, FolderPlan { config, sides, tensors: &plan, shard })?
             }
         })
     }
 
+    /// The source's configuration, with what a view of the weights changes.
+    fn config(&self) -> Map<String, Value> {
+        let mut config = self.checkpoint.config.clone();
+        // A view whose head is not its embedding.
+        if !self.weights.spec().tied_head && config.contains_key("tie_word_embeddings") {
+            config.insert("tie_word_embeddings".to_owned(), false.into());
+        }
+        config
+    }
+
     /// Codes one tensor and writes it.
-    fn make(&self, planned: &Planned, writer: &mut dyn Writer) -> Result<Done, Error> {
-        let shape = (planned.rows, planned.cols);
-        let numbers = Numbers::open(self.model, self.checkpoint, &planned.input, shape)?;
+    pub(crate) fn make(
+        &self,
+        planned: &Planned,
+        writer: &mut dyn Writer,
+        notes: &mut Vec<String>,
+    ) -> Result<Done, Error> {
+        let numbers = Numbers::open(self.weights, self.checkpoint, planned)?;
         let same = numbers.in_order(planned.format);
         let blocks = match same {
             // Dense numbers are coded anew, to the same bytes, because that finds NaN.
             Some(blocks) if !is_dense(planned.format) => blocks.clone(),
-            _ => self.code(planned, &numbers)?,
+            _ => {
+                let stats = self.importance(planned)?;
+                let coded = self.code(planned, &numbers, stats.as_ref())?;
+                let named = |note| format!("`{}`: {note}", planned.name);
+                notes.extend(coded.notes.into_iter().map(named));
+                coded.blocks
+            }
         };
         writer.add(&planned.name, &planned.shape, &blocks)?;
         let measured = self.measure && same.is_none();
@@ -115,12 +141,44 @@ impl Job<'_> {
         Ok(Done { copied: same.is_some(), ..planned.done(loss) })
     }
 
-    fn code(&self, planned: &Planned, numbers: &Numbers) -> Result<Blocks, Error> {
-        // Quantizers that weigh columns by what a layer is fed know only the layers' own matrices.
-        let linear = planned.kind == Kind::Linear;
-        let quantizer = if linear { self.quantizer } else { &Rtn };
-        let coded = quantizer.quantize(numbers, None, planned.format, self.threads);
-        Ok(coded.map_err(|error| error.of_tensor(&planned.name))?.blocks)
+    /// Chooses the codes of a tensor.
+    pub(crate) fn code(
+        &self,
+        planned: &Planned,
+        numbers: &Numbers<'_>,
+        stats: Option<&Stats>,
+    ) -> Result<Coded, Error> {
+        let known = stats.map_or(Needs::Nothing, Stats::gives);
+        let quantizer: &dyn Quantizer = match planned.kind {
+            _ if is_dense(planned.format) => &Rtn,
+            // What cannot do without statistics has them for the matrices inside the layers only.
+            _ if self.quantizer.needs() > known => &Search,
+            _ => self.quantizer,
+        };
+        let coded = quantizer.quantize(numbers, stats, planned.format, self.threads);
+        coded.map_err(|error| error.of_tensor(&planned.name))
+    }
+
+    /// What the importance matrix says of a tensor.
+    fn importance(&self, planned: &Planned) -> Result<Option<Stats>, Error> {
+        let Some(imatrix) = self.imatrix.filter(|_| planned.kind != Kind::Vector) else {
+            return Ok(None);
+        };
+        let model = self.weights.model();
+        let name = |role: &Role| gguf::name(model.arch.gguf(), &model.spec, *role).name;
+        // Parts of a fused tensor share their input.
+        let found = planned.roles.iter().find_map(|role| imatrix.entries.get(&name(role)));
+        let Some(squares) = found else { return Ok(None) };
+        let importance = squares.mean();
+        if importance.len() != planned.cols {
+            return Err(Error::Imatrix {
+                tensor: planned.name.clone(),
+                expected: planned.cols,
+                found: importance.len(),
+            });
+        }
+        let count = squares.counts.iter().copied().max().unwrap_or(0);
+        Ok(Some(Stats { count, importance, ..Stats::default() }))
     }
 
     /// The GGUF's metadata: the source's own where it is a GGUF, else made of the model.
@@ -136,19 +194,19 @@ impl Job<'_> {
                 kept
             }
             None => {
-                let mut made = lathe_models::gguf::metadata(self.model, &self.about.name);
+                let mut made = gguf::metadata(self.weights.model(), &self.about.name);
                 self.about.tokenizer.iter().for_each(|(k, v)| made.set(k, v.clone()));
                 made
             }
         };
         if let Some(file_type) = file_type(self.plan) {
-            all.set("general.file_type", Value::U32(file_type));
+            all.set("general.file_type", GgufValue::U32(file_type));
         }
-        all.set("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
+        all.set("general.quantization_version", GgufValue::U32(QUANTIZATION_VERSION));
         all
     }
 
-    fn summary(&self, tensors: Vec<Done>, resumed: usize, took: Seconds) -> Summary {
+    pub(crate) fn summary(&self, tensors: Vec<Done>, resumed: usize, took: Seconds) -> Summary {
         Summary {
             quantizer: self.quantizer.name(),
             format: self.plan.format.name(),
@@ -173,7 +231,7 @@ impl Planned {
         }
     }
 
-    fn done(&self, loss: Option<crate::measure::Deviation>) -> Done {
+    pub(crate) fn done(&self, loss: Option<crate::measure::Deviation>) -> Done {
         Done {
             name: self.name.clone(),
             shape: self.shape.clone(),

@@ -34,7 +34,7 @@ pub use linalg::Gram;
 pub use method::{METHODS, Method, Pipeline, Settings};
 pub use mix::{MIXES, Matrix, Mix, Overrides, Rule, Shape, mix_by_name};
 pub use plan::{Input, Plan, Planned};
-pub use quantizer::{Coded, Quantizer, Rtn};
+pub use quantizer::{Coded, Quantizer, Rtn, Search};
 pub use recipe::{Recipe, Target};
 pub use rotate::{Hadamard, Rotated};
 pub use stats::{Needs, Stats};

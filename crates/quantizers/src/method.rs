@@ -1,6 +1,6 @@
 use lathe_formats::AnyFormat;
 
-use crate::{Error, Gptq, Needs, Quantizer, Rtn, Transform};
+use crate::{Error, Gptq, Needs, Quantizer, Rtn, Search, Transform};
 
 /// A way to choose codes that users ask for by name.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,13 @@ pub static METHODS: &[Method] = &[
         needs: Needs::Nothing,
         suits: |_| true,
         make: |_| Ok(Pipeline::of(Rtn)),
+    },
+    Method {
+        name: "search",
+        about: "round to nearest with the scales that lose least",
+        needs: Needs::Nothing,
+        suits: |_| true,
+        make: |_| Ok(Pipeline::of(Search)),
     },
     Method {
         name: "gptq",

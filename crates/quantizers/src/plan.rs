@@ -175,7 +175,7 @@ impl Builder<'_> {
                 gguf::Source::Values(_) => &[],
             };
             let stored = match parts.first() {
-                Some((located, _)) => self.stored_format(&located.tensor.name)?,
+                Some((located, _)) => self.stored_or_usual(&located.tensor.name)?,
                 None => by_name("f32").map_err(lathe_models::Error::from)?,
             };
             let roles: Vec<_> = parts.iter().map(|(located, _)| located.weight.role).collect();
@@ -224,7 +224,28 @@ impl Builder<'_> {
             let (name, kind) = (name.to_owned(), kind.unwrap_or(Kind::Vector));
             planned.push(Planned { name, shape, rows, cols, kind, roles, format, input });
         }
+        // What a view of the weights adds, such as a head where the embedding was the head as well.
+        for (name, (kind, roles)) in weights {
+            let parts = || roles.iter().filter_map(|role| self.model.find(*role));
+            let rows = parts().map(|located| located.weight.rows).sum();
+            let cols = parts().map(|located| located.weight.cols).max().unwrap_or(0);
+            let stored = self.stored_or_usual(name)?;
+            let format = self.choose(&Tensor { name, kind, cols, roles: &roles }, stored)?;
+            let shape = if kind == Kind::Vector { vec![cols] } else { vec![rows, cols] };
+            let (name, input) = (name.to_owned(), Input::Stored(name.to_owned()));
+            planned.push(Planned { name, shape, rows, cols, kind, roles, format, input });
+        }
         Ok(planned)
+    }
+
+    /// The format of a stored weight; of one that only a view of the weights has, the format of
+    /// the final norm, which every model stores.
+    fn stored_or_usual(&self, name: &str) -> Result<&'static dyn AnyFormat, Error> {
+        if self.checkpoint.shape(name).is_some() {
+            return self.stored_format(name);
+        }
+        let norm = self.model.find(Role::FinalNorm).map_or(name, |norm| &norm.tensor.name);
+        self.stored_format(norm)
     }
 
     fn stored_format(&self, name: &str) -> Result<&'static dyn AnyFormat, Error> {

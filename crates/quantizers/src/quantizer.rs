@@ -1,6 +1,6 @@
 use std::fmt;
 
-use lathe_formats::{AnyFormat, Blocks, Rows};
+use lathe_formats::{AnyFormat, Blocks, Effort, Rows};
 
 use crate::{Error, Needs, Stats};
 
@@ -41,7 +41,8 @@ impl From<Blocks> for Coded {
     }
 }
 
-/// Round to nearest: each weight gets the code nearest to it, by the format's own rule.
+/// Round to nearest: each weight gets the code nearest to it, by the format's own rule; where
+/// columns are known to differ in importance and the format has a rule for that, by that one.
 #[derive(Clone, Copy, Debug)]
 pub struct Rtn;
 
@@ -57,10 +58,37 @@ impl Quantizer for Rtn {
     fn quantize(
         &self,
         weights: &dyn Rows,
-        _: Option<&Stats>,
+        stats: Option<&Stats>,
         to: &'static dyn AnyFormat,
         threads: usize,
     ) -> Result<Coded, Error> {
-        Ok(to.encode_from(weights, threads)?.into())
+        let importance = stats.map(|stats| stats.importance.as_slice());
+        Ok(to.encode_weighted(weights, importance, Effort::Nearest, threads)?.into())
+    }
+}
+
+/// Round to nearest after a search for the scales (and zero points) that lose least, weighted by
+/// the importance of the columns where it is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Search;
+
+impl Quantizer for Search {
+    fn name(&self) -> &'static str {
+        "search"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    fn quantize(
+        &self,
+        weights: &dyn Rows,
+        stats: Option<&Stats>,
+        to: &'static dyn AnyFormat,
+        threads: usize,
+    ) -> Result<Coded, Error> {
+        let importance = stats.map(|stats| stats.importance.as_slice());
+        Ok(to.encode_weighted(weights, importance, Effort::Search, threads)?.into())
     }
 }

@@ -3,14 +3,24 @@
 pub struct Stats {
     /// How many inputs (tokens) were seen.
     pub count: u64,
-    /// Mean of |x| of each column, \[cols\].
+    /// Mean of |x| of each column, \[cols\]; empty where all that is known is an importance matrix.
     pub mean_abs: Vec<f32>,
     /// Mean of x² of each column, \[cols\]: what llama.cpp calls importance.
     pub importance: Vec<f32>,
-    /// Largest |x| of each column, \[cols\].
+    /// Largest |x| of each column, \[cols\]; empty as `mean_abs`.
     pub absmax: Vec<f32>,
     /// Mean of x xᵀ, \[cols, cols\], symmetric with both halves filled, where it was asked for.
     pub hessian: Option<Vec<f32>>,
+}
+
+impl Stats {
+    /// What they are enough for.
+    pub fn gives(&self) -> Needs {
+        match self.hessian {
+            Some(_) => Needs::Hessian,
+            None => Needs::Importance,
+        }
+    }
 }
 
 /// What an algorithm must know about the inputs that a matrix is multiplied with.

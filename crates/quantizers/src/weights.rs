@@ -25,6 +25,12 @@ pub trait Weights: fmt::Debug + Sync {
     /// Whether the weight's numbers are those of the checkpoint, so that its bytes may be copied.
     fn is_stored(&self, role: Role) -> bool;
 
+    /// How the numbers follow from the checkpoint's, with everything that they depend on besides;
+    /// empty where they are the checkpoint's.
+    fn name(&self) -> String {
+        String::new()
+    }
+
     /// What the model consists of.
     fn spec(&self) -> &Spec {
         &self.model().spec

@@ -25,6 +25,7 @@ pub struct Rotated<'a> {
     stream: Hadamard,
     /// Of the heads' values, for each layer.
     heads: Vec<Hadamard>,
+    seed: u64,
     threads: usize,
 }
 
@@ -56,6 +57,7 @@ impl<'a> Rotated<'a> {
             model: base.model().untied(),
             stream: Hadamard::new(spec.width, seed),
             heads: spec.layers.iter().enumerate().map(of_layer).collect(),
+            seed,
             threads,
         })
     }
@@ -183,6 +185,10 @@ impl Weights for Rotated<'_> {
 
     fn is_stored(&self, role: Role) -> bool {
         self.turn(role) == Turn::default() && self.base.is_stored(role)
+    }
+
+    fn name(&self) -> String {
+        format!("{} rotated by seed {}", self.base.name(), self.seed).trim_start().to_owned()
     }
 }
 

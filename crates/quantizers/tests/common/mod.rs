@@ -12,7 +12,7 @@ use lathe_base::Progress;
 use lathe_files::{Checkpoint, Folder, FolderPlan, gguf::Metadata, write_folder};
 use lathe_formats::by_name;
 use lathe_models::{Config, Kind, Model, Weight};
-use lathe_quantizers::{About, Error, Job, Plan, Recipe, Rtn, Summary, Target, quantize};
+use lathe_quantizers::{About, Error, Job, Plan, Recipe, Rtn, Stored, Summary, Target, quantize};
 use serde_json::{Value, json};
 
 /// How large a Llama is to be.
@@ -102,11 +102,12 @@ impl Case {
     ) -> Result<Summary, Error> {
         let job = Job {
             checkpoint: &self.checkpoint,
-            model: &self.model,
+            weights: &Stored { model: &self.model, checkpoint: &self.checkpoint },
             plan: &self.plan,
             out,
             replace: false,
             quantizer: &Rtn,
+            imatrix: None,
             threads,
             measure: true,
             about: &self.about,
