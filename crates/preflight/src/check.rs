@@ -115,7 +115,7 @@ impl Question<'_> {
             }
             Err((reason, source)) => obstacles.whole(reason, &source),
         }
-        kernels.sort_by(|a, b| b.matrices.cmp(&a.matrices));
+        kernels.sort_by_key(|kernel| std::cmp::Reverse(kernel.matrices));
         let obstacles: Vec<Obstacle> = obstacles
             .0
             .into_iter()
