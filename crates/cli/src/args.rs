@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Report(commands::report::ReportArgs),
     /// Make a quantized copy of a model
     Quantize(commands::quantize::QuantizeArgs),
+    /// Ask which engines will load a model in a format, and with which kernel
+    Preflight(commands::preflight::PreflightArgs),
     /// Show what a model is: architecture, formats, tokenizer, memory needed
     Inspect(commands::inspect::InspectArgs),
     /// Measure quality: perplexity, and divergence from a base model

@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod exit;
+mod loading;
 mod making;
 mod open;
 #[cfg(test)]
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Optimize(args) => commands::optimize::run(args, global),
         Command::Report(args) => commands::report::run(args, global),
         Command::Quantize(args) => commands::quantize::run(args, global),
+        Command::Preflight(args) => commands::preflight::run(args, global),
         Command::Inspect(args) => commands::inspect::run(args, global),
         Command::Eval(args) => commands::eval::run(args, global),
         Command::Bench(args) => commands::bench::run(args, global),

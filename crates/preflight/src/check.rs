@@ -313,7 +313,8 @@ impl Question<'_> {
         {
             return Some("does not take reordered columns".to_owned());
         }
-        let computed = &self.artifact.activations;
+        let named = &self.artifact.activations;
+        let computed = self.rules.computes.get(named).unwrap_or(named);
         if let Some(activations) = &rule.activations
             && !activations.contains(computed)
         {

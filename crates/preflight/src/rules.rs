@@ -1,4 +1,4 @@
-use std::sync::OnceLock;
+use std::{collections::BTreeMap, sync::OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,9 @@ pub struct EngineRules {
     /// Architectures among those that Lathe reads; by their first id.
     pub architectures: Vec<String>,
     pub architectures_source: String,
+    /// What it computes in instead of what the config says, such as f16 for f32.
+    #[serde(default)]
+    pub computes: BTreeMap<String, String>,
     /// Widths of attention heads, where not all are supported.
     #[serde(default)]
     pub head_dims: Vec<HeadRule>,

@@ -11,6 +11,7 @@ pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod optimize;
 mod options;
+pub(crate) mod preflight;
 pub(crate) mod prompt;
 pub(crate) mod quantize;
 pub(crate) mod report;

@@ -70,20 +70,20 @@ pub(crate) struct QuantizeArgs {
 
 /// What `--to` names.
 #[derive(Clone, Copy, Debug)]
-enum Goal {
+pub(crate) enum Goal {
     Format(&'static dyn AnyFormat),
     Mix(&'static Mix),
 }
 
 impl Goal {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Format(format) => format.name(),
             Self::Mix(mix) => mix.name,
         }
     }
 
-    fn recipe(self) -> anyhow::Result<Recipe> {
+    pub(crate) fn recipe(self) -> anyhow::Result<Recipe> {
         Ok(match self {
             Self::Format(format) => Recipe::new(format),
             Self::Mix(mix) => Recipe::mix(mix)?,
@@ -150,7 +150,7 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
 }
 
 /// A format; else a mix of llama.cpp's.
-fn goal(name: &str) -> Result<Goal, String> {
+pub(crate) fn goal(name: &str) -> Result<Goal, String> {
     let name = name.to_lowercase();
     match lathe_formats::by_name(&name) {
         Ok(format) => Ok(Goal::Format(format)),

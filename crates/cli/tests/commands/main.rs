@@ -3,6 +3,7 @@
 mod bad_inputs;
 mod inspect;
 mod measuring;
+mod preflight;
 mod quantize;
 mod text;
 
