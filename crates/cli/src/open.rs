@@ -77,9 +77,8 @@ pub(crate) fn native(checkpoint: &Checkpoint, order: &EngineOrder) -> anyhow::Re
 }
 
 fn kv(name: &str) -> anyhow::Result<KvType> {
-    match name {
-        "f16" => Ok(KvType::F16),
-        "f32" => Ok(KvType::F32),
-        other => bail!("--kv: there is no KV cache type `{other}`; choose f16 or f32"),
-    }
+    KvType::by_name(name).with_context(|| {
+        let all = KvType::NAMES.join(", ");
+        format!("--kv: there is no KV cache type `{name}`; choose one of {all}")
+    })
 }

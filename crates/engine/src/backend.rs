@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use lathe_formats::Blocks;
-use lathe_kernels::{KvType, Slot, Span};
+use lathe_kernels::{KvType, Span};
 use lathe_models::{Act, Layout};
 
 use crate::Error;
@@ -56,17 +56,17 @@ pub trait Backend: Send + Sync + 'static {
     /// Rotates heads by each token's angles.
     fn rope(&self, angles: &Angles, heads: usize, head_dim: usize, x: &mut Self::Buffer);
 
-    /// Keeps each token's keys and values in its slot.
+    /// Keeps the keys and values of a run of tokens in one layer.
     fn store(
         &self,
         cache: &mut Self::Cache,
         layer: usize,
-        slots: &[Slot],
+        spans: &[Span<'_>],
         k: &Self::Buffer,
         v: &Self::Buffer,
     );
 
-    /// Causal attention over what the cache holds.
+    /// Causal attention over what the cache holds, of the run that was stored last.
     fn attention(
         &self,
         op: &Attend<'_>,
@@ -122,6 +122,8 @@ pub struct CacheShape {
     pub kind: KvType,
     pub layers: usize,
     pub pages: usize,
+    /// Sequences that may be under way at the same time.
+    pub recent: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
 }

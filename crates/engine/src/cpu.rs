@@ -3,7 +3,8 @@ use std::ops::Range;
 use lathe_base::bf16;
 use lathe_formats::Blocks;
 use lathe_kernels::{
-    Activation, Attention, KvPages, Matrix, Norm, Pool, Precision, Rope, RopeStyle, Slot, isa_name,
+    Activation, Attention, KvPages, KvShape, Matrix, Norm, Pool, Precision, Rope, RopeStyle, Span,
+    isa_name,
 };
 use lathe_models::{Act, Layout};
 
@@ -32,6 +33,13 @@ pub(crate) enum CpuWeight {
 pub(crate) struct CpuCache {
     pages: KvPages,
     head_dim: usize,
+}
+
+impl CpuCache {
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.pages.bytes()
+    }
 }
 
 /// Head widths are padded with zeros to a multiple of this, as the kernels' vectors want.
@@ -88,8 +96,10 @@ impl Backend for Cpu {
     }
 
     fn cache(&self, shape: CacheShape) -> Result<CpuCache, Error> {
-        let CacheShape { kind, layers, pages, kv_heads, head_dim } = shape;
-        let pages = KvPages::new(kind, layers, pages, kv_heads, padded(head_dim))?;
+        let CacheShape { kind, layers, pages, recent, kv_heads, head_dim } = shape;
+        let wide = padded(head_dim);
+        let pages =
+            KvPages::new(KvShape { kind, layers, pages, recent, kv_heads, head_dim: wide })?;
         Ok(CpuCache { pages, head_dim })
     }
 
@@ -167,25 +177,24 @@ impl Backend for Cpu {
         &self,
         cache: &mut CpuCache,
         layer: usize,
-        slots: &[Slot],
+        spans: &[Span<'_>],
         k: &Vec<f32>,
         v: &Vec<f32>,
     ) {
-        let width = cache.pages.kv_heads() * cache.head_dim;
-        let (dim, wide) = (cache.head_dim, cache.pages.head_dim());
-        let rows = k.chunks_exact(width).zip(v.chunks_exact(width));
-        for (slot, (k, v)) in slots.iter().zip(rows) {
-            if dim == wide {
-                cache.pages.write(layer, *slot, k, v);
-            } else {
-                cache.pages.write(layer, *slot, &pad(k, dim, wide), &pad(v, dim, wide));
-            }
+        let KvShape { kv_heads, head_dim: wide, .. } = *cache.pages.shape();
+        let dim = cache.head_dim;
+        let len = tokens(spans) * kv_heads * dim;
+        let (k, v) = (&k[..len], &v[..len]);
+        if dim == wide {
+            cache.pages.write(&self.pool, layer, spans, k, v);
+        } else {
+            let (k, v) = (pad(k, dim, wide), pad(v, dim, wide));
+            cache.pages.write(&self.pool, layer, spans, &k, &v);
         }
     }
 
     fn attention(&self, op: &Attend<'_>, cache: &CpuCache, q: &Vec<f32>, out: &mut Vec<f32>) {
-        let (dim, wide) = (op.head_dim, cache.pages.head_dim());
-        let tokens: usize = op.spans.iter().map(|span| span.rows.len()).sum();
+        let (dim, wide) = (op.head_dim, cache.pages.shape().head_dim);
         let what = Attention {
             layer: op.layer,
             heads: op.heads,
@@ -193,7 +202,7 @@ impl Backend for Cpu {
             window: op.window,
             soft_cap: op.cap,
         };
-        let len = tokens * op.heads * dim;
+        let len = tokens(op.spans) * op.heads * dim;
         let (q, out) = (&q[..len], &mut out[..len]);
         if dim == wide {
             lathe_kernels::attention(&self.pool, &what, &cache.pages, op.spans, q, out);
@@ -241,6 +250,10 @@ impl Backend for Cpu {
 
 fn kernel_norm<'a>(norm: &NormOf<'a, Cpu>) -> Norm<'a> {
     Norm { weight: norm.weight, offset: norm.offset, eps: norm.eps }
+}
+
+fn tokens(spans: &[Span<'_>]) -> usize {
+    spans.iter().map(|span| span.rows.len()).sum()
 }
 
 /// Rows of `dim` as rows of `wide`, with zeros behind.

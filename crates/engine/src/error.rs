@@ -34,6 +34,10 @@ pub enum Error {
     )]
     Pages { needed: usize, free: usize },
 
+    /// Each sequence under way has a page of its own in full precision.
+    #[error("too many sequences are under way; raise --batch, or run fewer sequences at once")]
+    Sequences,
+
     /// A token that the model does not have.
     #[error(
         "token {id} is not in the vocabulary of {vocab}; does the tokenizer belong to this model?"

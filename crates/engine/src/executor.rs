@@ -3,7 +3,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use lathe_kernels::{Slot, Span};
+use lathe_kernels::Span;
 use lathe_models::{Frequencies, Layer, Rope, Scaling, Spec};
 
 use crate::{
@@ -131,7 +131,9 @@ impl<B: Backend> Executor<B> {
         let cache = backend.cache(room.cache)?;
         let buffers = Buffers::new(&backend, &spec, room.chunk)?;
         let Room { context, chunk, .. } = room;
-        let free = FreePages::new(room.cache.pages);
+        // Types that keep nothing for each sequence set no limit.
+        let CacheShape { kind, pages, recent, .. } = room.cache;
+        let free = FreePages::new(pages, if kind.is_grouped() { recent } else { pages });
         let state = Mutex::new(State { cache, buffers });
         Ok(Self { spec, context, chunk, free, backend, network, ropes, rope_of, state })
     }
@@ -191,13 +193,7 @@ impl<B: Backend> Executor<B> {
                 rows: rows.clone(),
                 start: *start,
                 pages: table(*feed).pages(),
-            })
-            .collect();
-        let slots: Vec<Slot> = pass
-            .runs
-            .iter()
-            .flat_map(|(feed, rows, start)| {
-                (0..rows.len()).map(move |i| table(*feed).slot(start + i))
+                recent: table(*feed).recent(),
             })
             .collect();
         let positions: Vec<Positions> = pass
@@ -225,7 +221,7 @@ impl<B: Backend> Executor<B> {
             let steps = Steps { backend: &self.backend, width: self.spec.width, layer };
             let last = index + 1 == self.spec.layers.len();
             let angles = &angles[self.rope_of[index]];
-            let place = Place { layer: index, spans: &spans, slots: &slots, angles };
+            let place = Place { layer: index, tokens, spans: &spans, angles };
             steps.mixer_input(tokens, &weights.before_mixer, buffers);
             steps.project(&place, &weights.mixer_in, cache, buffers);
             if last && pass.wanted.is_empty() {
@@ -291,12 +287,12 @@ fn passes(feeds: &[Feed<'_>], chunk: usize) -> Vec<Pass> {
 
 #[cfg(test)]
 mod tests {
-    use lathe_kernels::Precision;
+    use lathe_kernels::{KvType, Precision};
     use lathe_models::{Config, read_config};
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{Rounding, cpu::Cpu, layer::LOGIT_ROWS};
+    use crate::{Options, Rounding, cpu::Cpu, layer::LOGIT_ROWS};
 
     fn spec(arch: &str) -> Spec {
         let config = json!({
@@ -322,8 +318,21 @@ mod tests {
     }
 
     #[test]
+    fn the_cache_is_what_the_spec_says() {
+        for kind in KvType::ALL {
+            let spec = spec("LlamaForCausalLM");
+            let (context, batch) = (50, 3);
+            let options = Options { kv: kind, context: Some(context), batch, ..Options::default() };
+            let room = crate::native::room(&spec, &options).unwrap();
+            let cpu = Cpu::new(1, Precision::Exact, Rounding::None);
+            let bytes = cpu.cache(room.cache).unwrap().bytes() as u64;
+            assert_eq!(bytes, spec.cache_bytes(context, batch, kind).0, "{kind:?}");
+        }
+    }
+
+    #[test]
     fn feeds_are_cut_into_passes_that_keep_their_order() {
-        let free = FreePages::new(8);
+        let free = FreePages::new(8, 2);
         let sequence = |len| Sequence { table: free.table(), len, horizon: len };
         let (mut a, mut b) = (sequence(5), sequence(0));
         let feeds = [

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use lathe_kernels::{Slot, Span};
+use lathe_kernels::Span;
 use lathe_models::{Attention, Frequencies, Layer, Mlp, Norm, Rope, Spec};
 
 use crate::{
@@ -48,8 +48,8 @@ pub(crate) struct Buffers<B: Backend> {
 pub(crate) struct Place<'a> {
     /// Of the cache.
     pub(crate) layer: usize,
+    pub(crate) tokens: usize,
     pub(crate) spans: &'a [Span<'a>],
-    pub(crate) slots: &'a [Slot],
     pub(crate) angles: &'a Angles,
 }
 
@@ -80,7 +80,7 @@ impl<B: Backend> Steps<'_, B> {
         let Buffers { normed, q, k, v, .. } = buffers;
         let attention = self.layer.attention();
         let &Attention { heads, kv_heads, head_dim, .. } = attention;
-        let tokens = place.slots.len();
+        let tokens = place.tokens;
         self.linear(tokens, &weights.q, normed, q);
         self.linear(tokens, &weights.k, normed, k);
         self.linear(tokens, &weights.v, normed, v);
@@ -94,7 +94,7 @@ impl<B: Backend> Steps<'_, B> {
         }
         backend.rope(place.angles, heads, head_dim, q);
         backend.rope(place.angles, kv_heads, head_dim, k);
-        backend.store(cache, place.layer, place.slots, k, v);
+        backend.store(cache, place.layer, place.spans, k, v);
     }
 
     /// What the queries find in the cache, in `mixed`.

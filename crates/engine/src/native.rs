@@ -203,7 +203,8 @@ impl fmt::Debug for Native {
     }
 }
 
-fn room(spec: &Spec, options: &Options) -> Result<Room, Error> {
+/// What an executor is to make room for.
+pub(crate) fn room(spec: &Spec, options: &Options) -> Result<Room, Error> {
     let usual = spec.context.min(Options::USUAL_CONTEXT);
     let context = options.context.unwrap_or(usual);
     if context == 0 {
@@ -225,6 +226,7 @@ fn room(spec: &Spec, options: &Options) -> Result<Room, Error> {
         kind: options.kv,
         layers: spec.layers.len(),
         pages,
+        recent: options.kv.recent(options.batch.max(1)),
         kv_heads: first.kv_heads,
         head_dim: first.head_dim,
     };

@@ -1,6 +1,6 @@
 use lathe_base::Bytes;
 use lathe_formats::Blocks;
-use lathe_kernels::{KvType, PAGE_TOKENS, Precision, Slot, Span};
+use lathe_kernels::{KvType, PAGE_TOKENS, Precision, Span};
 use lathe_models::{Part, Role, Spec, Weight};
 
 use crate::{
@@ -339,7 +339,7 @@ impl LayerRunner {
         let rope = &attention.rope;
         let angles = layer::angles(rope, &rope.frequencies(0), &layout.positions);
         let spans = layout.spans();
-        let place = Place { layer: 0, spans: &spans, slots: &layout.slots, angles: &angles };
+        let place = Place { layer: 0, tokens: sequences.tokens(), spans: &spans, angles: &angles };
         let (steps, buffers) = self.steps(layer);
         steps.project(&place, weights, &mut cache.1, buffers);
         steps.attend(&place, &cache.1, buffers);
@@ -353,7 +353,8 @@ impl LayerRunner {
     /// A cache of one layer; layers of the same shape share it.
     fn cache(&mut self, kv_heads: usize, head_dim: usize) -> Result<(CacheShape, CpuCache), Error> {
         let kind = KvType::F32;
-        let shape = CacheShape { kind, layers: 1, pages: pages(self.room), kv_heads, head_dim };
+        let pages = pages(self.room);
+        let shape = CacheShape { kind, layers: 1, pages, recent: 0, kv_heads, head_dim };
         match self.cache.take() {
             Some(cache) if cache.0 == shape => Ok(cache),
             _ => Ok((shape, self.backend.cache(shape)?)),
@@ -381,19 +382,15 @@ fn pages(room: Room) -> usize {
 /// Where sequences lie in the cache: one after the other, from its first page on.
 struct Layout {
     pages: Vec<Vec<u32>>,
-    slots: Vec<Slot>,
     positions: Vec<Positions>,
 }
 
 impl Layout {
     fn new(lengths: &[usize]) -> Self {
-        let mut layout = Self { pages: Vec::new(), slots: Vec::new(), positions: Vec::new() };
+        let mut layout = Self { pages: Vec::new(), positions: Vec::new() };
         let mut next = 0;
         for &length in lengths {
             let count = length.div_ceil(PAGE_TOKENS) as u32;
-            let slot =
-                |at| Slot { page: next + (at / PAGE_TOKENS) as u32, offset: at % PAGE_TOKENS };
-            layout.slots.extend((0..length).map(slot));
             layout.pages.push((next..next + count).collect());
             layout.positions.push(Positions { range: 0..length, horizon: length });
             next += count;
@@ -407,7 +404,7 @@ impl Layout {
         runs.map(|(pages, positions)| {
             let rows = row..row + positions.range.len();
             row = rows.end;
-            Span { rows, start: 0, pages }
+            Span { rows, start: 0, pages, recent: 0 }
         })
         .collect()
     }

@@ -9,8 +9,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lathe_formats::{AnyFormat, FORMATS};
 use lathe_kernels::{
-    Activation, Attention, Gram, KvPages, KvType, Matrix, Norm, PAGE_TOKENS, Pool, Precision, Rope,
-    RopeStyle, Slot, Span, attention, gated, matmul, rms_norm, rope, softmax,
+    Activation, Attention, Gram, KvPages, KvShape, KvType, Matrix, Norm, PAGE_TOKENS, Pool,
+    Precision, Rope, RopeStyle, Span, attention, gated, matmul, rms_norm, rope, softmax,
 };
 
 const WIDTH: usize = 2048;
@@ -87,23 +87,25 @@ fn attending(c: &mut Criterion) {
     let (heads, kv_heads, dim, context) = (32, 4, 64, 16_384);
     let mut group = c.benchmark_group("attention");
     group.sample_size(10);
-    for kind in [KvType::F32, KvType::F16] {
+    for kind in KvType::ALL {
         let pages: Vec<u32> = (0..(context / PAGE_TOKENS) as u32).collect();
-        let mut cache = KvPages::new(kind, 1, pages.len(), kv_heads, dim).expect("enough memory");
-        let row = numbers(kv_heads * dim);
-        for i in 0..context {
-            let slot = Slot { page: pages[i / PAGE_TOKENS], offset: i % PAGE_TOKENS };
-            cache.write(0, slot, &row, &row);
-        }
+        let shape =
+            KvShape { kind, layers: 1, pages: pages.len(), recent: 1, kv_heads, head_dim: dim };
+        let mut cache = KvPages::new(shape).expect("enough memory");
+        let run = numbers(context * kv_heads * dim);
+        let all = Span { rows: 0..context, start: 0, pages: &pages, recent: 0 };
+        cache.write(&pool, 0, &[all], &run, &run);
         for (t, start) in [(512, 0), (1, 4095), (1, 16_383)] {
             let end = start + t;
             group.throughput(if t == 1 {
-                Throughput::BytesDecimal((2 * end * kv_heads * dim * kind.bytes()) as u64)
+                Throughput::BytesDecimal((end * kv_heads * kind.token_bytes(dim)) as u64)
             } else {
                 Throughput::Elements((4 * (t * (t + 1) / 2) * heads * dim) as u64)
             });
             let what = Attention { layer: 0, heads, scale: 0.125, window: None, soft_cap: None };
-            let spans = [Span { rows: 0..t, start, pages: &pages }];
+            let spans = [Span { rows: 0..t, start, pages: &pages, recent: 0 }];
+            // Grouped types keep what a run lies in for the attention that follows.
+            cache.write(&pool, 0, &spans, &run[..t * kv_heads * dim], &run[..t * kv_heads * dim]);
             let (q, mut out) = (numbers(t * heads * dim), vec![0.0; t * heads * dim]);
             group.bench_function(BenchmarkId::new(format!("{kind:?} {t} at"), start), |b| {
                 b.iter(|| attention(&pool, &what, &cache, &spans, black_box(&q), &mut out));

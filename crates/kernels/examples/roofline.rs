@@ -7,7 +7,7 @@ use std::{hint::black_box, time::Instant};
 
 use lathe_formats::{AnyFormat, Blocks, FORMATS};
 use lathe_kernels::{
-    Attention, KvPages, KvType, Matrix, PAGE_TOKENS, Pool, Slot, Span, attention, matmul,
+    Attention, KvPages, KvShape, KvType, Matrix, PAGE_TOKENS, Pool, Span, attention, matmul,
 };
 use lathe_simd::{Isa, LANES, Op};
 
@@ -63,28 +63,33 @@ fn main() {
 /// keys and values.
 fn attend(pool: &Pool, bandwidth: f64, floats: f64) {
     let (heads, kv_heads, dim, context) = (32, 4, 64, 8192);
-    for kind in [KvType::F32, KvType::F16] {
+    for kind in KvType::ALL {
         let pages: Vec<u32> = (0..(context / PAGE_TOKENS) as u32).collect();
-        let layers = STREAM / (2 * context * kv_heads * dim * kind.bytes());
-        let mut cache = KvPages::new(kind, layers, pages.len(), kv_heads, dim).expect("memory");
-        let row = vec![0.5; kv_heads * dim];
+        let layers = STREAM / (context * kv_heads * kind.token_bytes(dim));
+        let shape =
+            KvShape { kind, layers, pages: pages.len(), recent: 1, kv_heads, head_dim: dim };
+        let mut cache = KvPages::new(shape).expect("memory");
+        let run = vec![0.5; context * kv_heads * dim];
         for layer in 0..layers {
-            for i in 0..context {
-                let slot = Slot { page: pages[i / PAGE_TOKENS], offset: i % PAGE_TOKENS };
-                cache.write(layer, slot, &row, &row);
-            }
+            let all = Span { rows: 0..context, start: 0, pages: &pages, recent: 0 };
+            cache.write(pool, layer, &[all], &run, &run);
         }
-        let time = |t: usize, start: usize| {
+        let mut time = |t: usize, start: usize| {
             let (q, mut out) = (vec![0.1; t * heads * dim], vec![0.0; t * heads * dim]);
-            let spans = [Span { rows: 0..t, start, pages: &pages }];
-            let begin = Instant::now();
+            let spans = [Span { rows: 0..t, start, pages: &pages, recent: 0 }];
+            let run = &run[..t * kv_heads * dim];
+            let mut seconds = 0.0;
             for layer in 0..layers {
                 let what = Attention { layer, heads, scale: 0.1, window: None, soft_cap: None };
+                cache.write(pool, layer, &spans, run, run);
+                let begin = Instant::now();
                 attention(pool, &what, &cache, &spans, black_box(&q), &mut out);
+                seconds += begin.elapsed().as_secs_f64();
             }
-            begin.elapsed().as_secs_f64() / layers as f64
+            seconds / layers as f64
         };
-        let one = cache.bytes() as f64 / layers as f64 / time(1, context - 1) / 1e9;
+        let bytes = (context * kv_heads * kind.token_bytes(dim)) as f64;
+        let one = bytes / time(1, context - 1) / 1e9;
         let many = 4.0 * (512 * 513 / 2 * heads * dim) as f64 / time(512, 0) / 1e9;
         println!(
             "attention {kind:?}: one token after {context}: {one:.1} GB/s ({:.0}%), \

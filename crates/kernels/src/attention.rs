@@ -1,8 +1,12 @@
+mod element;
+
 use std::{cell::RefCell, ops::Range};
 
+use lathe_formats::KvType;
 use lathe_simd::{Isa, LANES, Op};
 
-use crate::{KvPages, KvType, PAGE_TOKENS, Pool, output::Output, rowwise::tanh};
+use crate::{KvPages, PAGE_TOKENS, Pool, Span, output::Output, rowwise::tanh};
+use element::{Affine, Element, Number, Page, WideF32, Widen, with_element};
 
 /// Pages of a step of the running softmax; steps start at multiples of it, whoever asks.
 const STEP: usize = 2;
@@ -31,17 +35,6 @@ pub struct Attention {
     pub soft_cap: Option<f32>,
 }
 
-/// Neighbouring tokens of one sequence within a run of tokens.
-#[derive(Clone, Debug)]
-pub struct Span<'a> {
-    /// Which rows of the queries.
-    pub rows: Range<usize>,
-    /// Position of the first of them in its sequence.
-    pub start: usize,
-    /// The sequence's pages: positions `32 i .. 32 i + 32` lie in `pages[i]`.
-    pub pages: &'a [u32],
-}
-
 /// Causal attention of queries `[T, H, K]` over a paged cache that holds all positions up to and
 /// including the queries' own; `out` is `[T, H, K]`.
 ///
@@ -55,39 +48,71 @@ pub fn attention(
     q: &[f32],
     out: &mut [f32],
 ) {
-    let dim = cache.head_dim();
-    let group = what.heads / cache.kv_heads();
-    assert_eq!(group * cache.kv_heads(), what.heads, "query heads in equal groups");
+    let (dim, kv_heads) = (cache.shape().head_dim, cache.shape().kv_heads);
+    let group = what.heads / kv_heads;
+    assert_eq!(group * kv_heads, what.heads, "query heads in equal groups");
     assert_eq!(q.len(), out.len());
     let tokens = q.len() / (what.heads * dim);
     for span in spans {
-        let end = span.start + span.rows.len();
-        assert!(span.rows.end <= tokens && end <= span.pages.len() * PAGE_TOKENS, "{span:?}");
+        assert!(span.rows.end <= tokens && span.touched().end <= span.pages.len(), "{span:?}");
     }
-    let tile = TASK_ROWS.div_ceil(group);
-    let tiles = |span: &Span<'_>| span.rows.len().div_ceil(tile);
-    let total: usize = spans.iter().map(tiles).sum();
+    let tiles = Tiles { tokens: tile_tokens(cache.kind(), group), spans };
+    let total = tiles.count();
     let out = Output::new(out);
-    pool.run(total * cache.kv_heads(), &|task| {
-        let (mut index, head) = (task / cache.kv_heads(), task % cache.kv_heads());
-        let mut spans = spans.iter();
+    pool.run(total * kv_heads, &|task| {
         // The last tiles of a long prompt see most, and start first.
-        index = total - 1 - index;
-        let span = loop {
-            let span = spans.next().expect("as many tasks as tiles");
-            if index < tiles(span) {
-                break span;
-            }
-            index -= tiles(span);
-        };
-        let first = index * tile;
-        let count = tile.min(span.rows.len() - first);
+        let place = tiles.get(total - 1 - task / kv_heads);
+        let tile = Tile { what, cache, head: task % kv_heads, group, place };
         SCRATCH.with_borrow_mut(|scratch| {
-            let (row, start) = (span.rows.start + first, span.start + first);
-            let tile = Tile { what, cache, head, group, pages: span.pages, row, start, count };
             lathe_simd::run(Run { tile, q, out, scratch });
         });
     });
+}
+
+/// Tokens of a tile: a divisor of the page where no tile may reach over the end of one.
+fn tile_tokens(kind: KvType, group: usize) -> usize {
+    let most = TASK_ROWS.div_ceil(group);
+    if kind.is_grouped() { (most.min(PAGE_TOKENS) + 1).next_power_of_two() / 2 } else { most }
+}
+
+/// All spans cut at multiples of so many positions.
+struct Tiles<'a> {
+    tokens: usize,
+    spans: &'a [Span<'a>],
+}
+
+/// Neighbouring tokens that one task works through.
+struct Place<'a> {
+    span: &'a Span<'a>,
+    /// The span's first fresh page.
+    fresh: usize,
+    /// Which rows of the queries.
+    rows: Range<usize>,
+    /// Position of the first.
+    start: usize,
+}
+
+impl<'a> Tiles<'a> {
+    fn count(&self) -> usize {
+        self.spans.iter().map(|span| span.cut(self.tokens).len()).sum()
+    }
+
+    fn get(&self, mut index: usize) -> Place<'a> {
+        let mut fresh = 0;
+        for span in self.spans {
+            let tiles = span.cut(self.tokens);
+            if index < tiles.len() {
+                let tile = tiles.start + index;
+                let start = span.start.max(tile * self.tokens);
+                let count = span.end().min((tile + 1) * self.tokens) - start;
+                let row = span.rows.start + start - span.start;
+                return Place { span, fresh, rows: row..row + count, start };
+            }
+            index -= tiles.len();
+            fresh += span.fresh();
+        }
+        unreachable!("as many tasks as tiles")
+    }
 }
 
 thread_local! {
@@ -101,11 +126,14 @@ struct Scratch {
     rows: Rows,
 }
 
-/// `[K, PAGE_TOKENS]` and `[PAGE_TOKENS, K]` of each page of a step, widened.
+/// `[K, PAGE_TOKENS]` and `[PAGE_TOKENS, K]` of each page of a step, widened, and the scales and
+/// minima of coded ones.
 #[derive(Default)]
 struct Wide {
     keys: Vec<f32>,
     values: Vec<f32>,
+    key_affine: Vec<Affine>,
+    value_affine: Vec<Affine>,
 }
 
 /// What is known of each query row.
@@ -127,16 +155,13 @@ struct Rows {
 
 type Scores = [[f32; LANES]; VECTORS];
 
-/// `count` tokens of one sequence, and the query heads of one KV head.
+/// Some tokens of one sequence, and the query heads of one KV head.
 struct Tile<'a> {
     what: &'a Attention,
     cache: &'a KvPages,
     head: usize,
     group: usize,
-    pages: &'a [u32],
-    row: usize,
-    start: usize,
-    count: usize,
+    place: Place<'a>,
 }
 
 struct Run<'a> {
@@ -152,24 +177,24 @@ impl Op for Run<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Self { tile, q, out, scratch } = self;
         tile.gather(q, scratch);
-        let last = tile.start + tile.count - 1;
-        let first = (tile.start + 1).saturating_sub(tile.window());
+        let last = tile.place.start + tile.place.rows.len() - 1;
+        let first = (tile.place.start + 1).saturating_sub(tile.window());
+        let own = tile.own_page();
         for step in first / STEP_TOKENS..=last / STEP_TOKENS {
             let pages = (step * STEP).max(first / PAGE_TOKENS)
                 ..(step * STEP + STEP).min(last / PAGE_TOKENS + 1);
-            if tile.rows() <= DIRECT_ROWS {
-                match tile.cache.kind() {
-                    KvType::F32 => tile.step::<I, InF32>(isa, step, pages, scratch),
-                    KvType::F16 => tile.step::<I, InF16>(isa, step, pages, scratch),
-                }
+            // A step with pages of two kinds is widened too.
+            let direct = tile.rows() <= DIRECT_ROWS && !own.is_some_and(|own| pages.contains(&own));
+            if direct {
+                with_element!(tile.cache.kind(), E => tile.step::<I, E>(isa, step, pages, scratch));
             } else {
-                tile.step::<I, Widened>(isa, step, pages, scratch);
+                tile.step::<I, Number<WideF32>>(isa, step, pages, scratch);
             }
         }
-        let dim = tile.cache.head_dim();
+        let dim = tile.cache.shape().head_dim;
         for m in 0..tile.rows() {
             let (token, head) = (m / tile.group, tile.head * tile.group + m % tile.group);
-            let at = ((tile.row + token) * tile.what.heads + head) * dim;
+            let at = ((tile.place.rows.start + token) * tile.what.heads + head) * dim;
             // SAFETY: this tile's tokens and heads are this task's alone.
             let out = unsafe { out.part(at, dim) };
             let by = 1.0 / isa.sum(isa.load(&scratch.rows.totals[m]));
@@ -182,7 +207,12 @@ impl Op for Run<'_> {
 
 impl Tile<'_> {
     fn rows(&self) -> usize {
-        self.count * self.group
+        self.place.rows.len() * self.group
+    }
+
+    /// The page that the tile lies in, where it is seen in another type than those before it.
+    fn own_page(&self) -> Option<usize> {
+        self.cache.kind().is_grouped().then_some(self.place.start / PAGE_TOKENS)
     }
 
     fn window(&self) -> usize {
@@ -191,12 +221,12 @@ impl Tile<'_> {
 
     /// Puts the scaled queries side by side and resets the sums.
     fn gather(&self, q: &[f32], scratch: &mut Scratch) {
-        let (dim, rows) = (self.cache.head_dim(), self.rows());
+        let (dim, rows) = (self.cache.shape().head_dim, self.rows());
         let Scratch { wide, rows: scratch } = scratch;
         scratch.queries.clear();
         for m in 0..rows {
             let (token, head) = (m / self.group, self.head * self.group + m % self.group);
-            let at = ((self.row + token) * self.what.heads + head) * dim;
+            let at = ((self.place.rows.start + token) * self.what.heads + head) * dim;
             scratch.queries.extend(q[at..at + dim].iter().map(|q| q * self.what.scale));
         }
         scratch.sums.clear();
@@ -210,6 +240,8 @@ impl Tile<'_> {
         scratch.scores.resize(rows, [[0.0; LANES]; VECTORS]);
         wide.keys.resize(STEP_TOKENS * dim, 0.0);
         wide.values.resize(STEP_TOKENS * dim, 0.0);
+        wide.key_affine.resize_with(STEP, Affine::default);
+        wide.value_affine.resize_with(STEP, Affine::default);
     }
 
     /// Takes some pages of a step into account.
@@ -221,23 +253,9 @@ impl Tile<'_> {
         pages: Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let (dim, rows) = (self.cache.head_dim(), self.rows());
+        let (dim, rows) = (self.cache.shape().head_dim, self.rows());
         let Scratch { wide, rows: scratch } = scratch;
-        let (mut keys, mut values) = ([Page::default(); STEP], [Page::default(); STEP]);
-        let seen_pages = (self.start + self.count).div_ceil(PAGE_TOKENS);
-        let stored = |page: usize| self.cache.head(self.what.layer, self.pages[page], self.head);
-        // Pages of the step that nobody sees keep an empty place.
-        for page in pages {
-            let at = page % STEP;
-            (keys[at].now, values[at].now) = stored(page);
-            if page + STEP < seen_pages {
-                (keys[at].ahead, values[at].ahead) = stored(page + STEP);
-            }
-        }
-        if E::WIDENED {
-            widen_all(self.cache.kind(), &mut keys, &mut wide.keys);
-            widen_all(self.cache.kind(), &mut values, &mut wide.values);
-        }
+        let (keys, values) = self.pages::<I, E>(isa, pages, wide);
         let (queries, scores) = (&scratch.queries, &mut scratch.scores);
         score_all::<I, E>(isa, &keys, queries, &mut scores[..rows], dim);
         if let Some(cap) = self.what.soft_cap {
@@ -247,16 +265,57 @@ impl Tile<'_> {
         online(isa, scratch, rows, dim);
         let seen = |at: usize| {
             let first = (step * STEP + at) * PAGE_TOKENS;
-            (self.start + self.count).saturating_sub(first).min(PAGE_TOKENS)
+            (self.place.start + self.place.rows.len()).saturating_sub(first).min(PAGE_TOKENS)
         };
         let seen = std::array::from_fn(seen);
         weigh_all::<I, E>(isa, (&values, seen), &scratch.scores[..rows], &mut scratch.sums, dim);
     }
 
+    /// Keys and values of some pages of a step, ready to be read as `E`; pages of the step that
+    /// nobody sees keep an empty place.
+    #[inline(always)]
+    fn pages<'a, I: Isa, E: Element>(
+        &'a self,
+        isa: I,
+        pages: Range<usize>,
+        wide: &'a mut Wide,
+    ) -> ([Page<'a>; STEP], [Page<'a>; STEP]) {
+        let (cache, dim, span) = (self.cache, self.cache.shape().head_dim, self.place.span);
+        let coded = |page: usize| cache.head(self.what.layer, span.pages[page], self.head);
+        let seen_pages = (self.place.start + self.place.rows.len()).div_ceil(PAGE_TOKENS);
+        let (mut keys, mut values) = ([Page::default(); STEP], [Page::default(); STEP]);
+        let mut wide_keys = wide.keys.chunks_exact_mut(PAGE_TOKENS * dim);
+        let mut wide_values = wide.values.chunks_exact_mut(PAGE_TOKENS * dim);
+        let affine = wide.key_affine.iter_mut().zip(&mut wide.value_affine);
+        for (page, (key_affine, value_affine)) in pages.zip(affine) {
+            let at = page % STEP;
+            let own = self.own_page() == Some(page);
+            let (kind, (now_keys, now_values)) = if own {
+                let fresh = (span, self.place.fresh);
+                (KvType::F16, cache.own(self.what.layer, fresh, page, self.head))
+            } else {
+                (cache.kind(), coded(page))
+            };
+            keys[at] = Page::keys(isa, kind, now_keys, key_affine, dim);
+            values[at] = Page::values(isa, kind, now_values, value_affine);
+            if E::WIDENED {
+                let (wide_keys, wide_values) = (wide_keys.next(), wide_values.next());
+                let (to_keys, to_values) =
+                    wide_keys.zip(wide_values).expect("as many as pages of a step");
+                let (keys, values) = (&mut keys[at], &mut values[at]);
+                lathe_simd::run(Widen { kind, dim, keys, values, to_keys, to_values });
+            }
+            if page + STEP < seen_pages {
+                (keys[at].ahead, values[at].ahead) = coded(page + STEP);
+            }
+        }
+        (keys, values)
+    }
+
     /// Hides what a row may not see, whatever the cache holds there.
     fn mask(&self, first: usize, scores: &mut [Scores]) {
         for m in 0..self.rows() {
-            let position = self.start + m / self.group;
+            let position = self.place.start + m / self.group;
             let visible = (position + 1).saturating_sub(self.window())..position + 1;
             if visible.start <= first && first + STEP_TOKENS <= visible.end {
                 continue;
@@ -266,113 +325,6 @@ impl Tile<'_> {
             let end = visible.end.saturating_sub(first).min(STEP_TOKENS);
             scores[..start].fill(f32::NEG_INFINITY);
             scores[end.max(start)..].fill(f32::NEG_INFINITY);
-        }
-    }
-}
-
-/// Keys or values of a page and head.
-#[derive(Clone, Copy, Default)]
-struct Page<'a> {
-    now: &'a [u8],
-    /// Those that the next step will read: pages lie too far apart for the machine to foresee.
-    ahead: &'a [u8],
-}
-
-impl Page<'_> {
-    /// Asks for `len` bytes of what comes, from `at` on.
-    #[inline(always)]
-    fn prefetch<I: Isa>(&self, isa: I, at: usize, len: usize) {
-        if !self.ahead.is_empty() {
-            for line in (at..at + len).step_by(64) {
-                isa.prefetch(self.ahead.as_ptr().wrapping_add(line));
-            }
-        }
-    }
-}
-
-/// How keys and values are read.
-trait Element {
-    const BYTES: usize;
-    const WIDENED: bool = false;
-    /// Vector `index` of a page.
-    ///
-    /// # Safety
-    /// The page holds that vector.
-    unsafe fn load<I: Isa>(isa: I, page: &[u8], index: usize) -> I::F;
-}
-
-struct InF32;
-struct InF16;
-/// f32 that has been widened from whatever the cache holds.
-struct Widened;
-
-impl Element for InF32 {
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<I: Isa>(isa: I, page: &[u8], index: usize) -> I::F {
-        // SAFETY: the caller vouches for the vector.
-        isa.load_f32(unsafe { &*page.as_ptr().add(index * 4 * LANES).cast() })
-    }
-}
-
-impl Element for InF16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load<I: Isa>(isa: I, page: &[u8], index: usize) -> I::F {
-        // SAFETY: the caller vouches for the vector.
-        isa.load_f16(unsafe { &*page.as_ptr().add(index * 2 * LANES).cast() })
-    }
-}
-
-impl Element for Widened {
-    const BYTES: usize = 4;
-    const WIDENED: bool = true;
-    #[inline(always)]
-    unsafe fn load<I: Isa>(isa: I, page: &[u8], index: usize) -> I::F {
-        // SAFETY: the caller vouches for the vector.
-        unsafe { InF32::load(isa, page, index) }
-    }
-}
-
-fn bytes_of(x: &[f32]) -> &[u8] {
-    // SAFETY: any f32 is four bytes, and bytes have no alignment.
-    unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
-}
-
-/// Widens pages into `wide` and reads them from there.
-fn widen_all<'a>(kind: KvType, pages: &mut [Page<'a>; STEP], wide: &'a mut [f32]) {
-    let part = wide.len() / STEP;
-    for (page, to) in pages.iter_mut().zip(wide.chunks_exact_mut(part)) {
-        if !page.now.is_empty() {
-            lathe_simd::run(Widen { kind, from: page.now, to });
-            *page = Page { now: bytes_of(to), ahead: &[] };
-        }
-    }
-}
-
-/// Stored numbers as f32.
-struct Widen<'a> {
-    kind: KvType,
-    from: &'a [u8],
-    to: &'a mut [f32],
-}
-
-impl Op for Widen<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let to = self.to.as_chunks_mut::<LANES>().0;
-        match self.kind {
-            KvType::F32 => {
-                for (from, to) in self.from.as_chunks().0.iter().zip(to) {
-                    isa.store(isa.load_f32(from), to);
-                }
-            }
-            KvType::F16 => {
-                for (from, to) in self.from.as_chunks().0.iter().zip(to) {
-                    isa.store(isa.load_f16(from), to);
-                }
-            }
         }
     }
 }
@@ -390,13 +342,13 @@ fn score_all<I: Isa, E: Element>(
         if keys.now.is_empty() {
             continue;
         }
-        assert_eq!(keys.now.len(), PAGE_TOKENS * dim * E::BYTES);
+        assert!(E::holds_keys(keys, dim));
         let mut m = 0;
         while m < scores.len() {
             let left = scores.len() - m;
             let queries = &queries[m * dim..];
             // Once is enough.
-            let keys = if m == 0 { *keys } else { Page { ahead: &[], ..*keys } };
+            let keys = if m == 0 { *keys } else { keys.without_ahead() };
             let scores = &mut scores[m..];
             m += if I::REGISTERS >= 32 && left >= 8 {
                 score_rows::<I, E, 8>(isa, at, keys, queries, scores, dim)
@@ -422,12 +374,9 @@ fn score_rows<I: Isa, E: Element, const R: usize>(
     let queries = &queries[..R * dim];
     let mut total = [[isa.splat(0.0); PAGE_VECTORS]; R];
     for d in 0..dim {
-        keys.prefetch(isa, d * PAGE_TOKENS * E::BYTES, PAGE_TOKENS * E::BYTES);
-        let mut loaded = [isa.splat(0.0); PAGE_VECTORS];
-        for v in 0..PAGE_VECTORS {
-            // SAFETY: a page has `dim` times PAGE_VECTORS vectors of keys.
-            loaded[v] = unsafe { E::load(isa, keys.now, d * PAGE_VECTORS + v) };
-        }
+        keys.prefetch(isa, d * E::KEY_BYTES, E::KEY_BYTES);
+        // SAFETY: the caller has made sure of `dim` channels of keys.
+        let loaded = unsafe { E::keys(isa, &keys, d) };
         for r in 0..R {
             // SAFETY: `queries` are R rows of `dim`.
             let q = isa.splat(unsafe { *queries.get_unchecked(r * dim + d) });
@@ -500,7 +449,7 @@ fn weigh_all<I: Isa, E: Element>(
     dim: usize,
 ) {
     for values in values.0.iter().filter(|values| !values.now.is_empty()) {
-        assert_eq!(values.now.len(), PAGE_TOKENS * dim * E::BYTES);
+        assert!(E::holds_values(values, dim));
     }
     let mut m = 0;
     while m < scores.len() {
@@ -545,7 +494,6 @@ fn weigh_tile<I: Isa, E: Element, const R: usize, const V: usize>(
     sums: &mut [f32],
     (dim, v, first): (usize, usize, bool),
 ) -> usize {
-    let vectors = dim / LANES;
     let scores = &scores[..R];
     let mut total = [[isa.splat(0.0); V]; R];
     for r in 0..R {
@@ -558,13 +506,11 @@ fn weigh_tile<I: Isa, E: Element, const R: usize, const V: usize>(
         let seen = if values.now.is_empty() { 0 } else { seen[at] };
         for j in 0..seen {
             if first {
-                values.prefetch(isa, j * dim * E::BYTES, dim * E::BYTES);
+                values.prefetch(isa, j * E::value_bytes(dim), E::value_bytes(dim));
             }
-            let mut loaded = [isa.splat(0.0); V];
-            for i in 0..V {
-                // SAFETY: a page has PAGE_TOKENS times `vectors` vectors of values.
-                loaded[i] = unsafe { E::load(isa, values.now, j * vectors + v + i) };
-            }
+            // SAFETY: the caller has made sure of PAGE_TOKENS rows of `dim` values; v is a
+            // multiple of V and v + V at most their vectors.
+            let loaded = unsafe { E::values::<I, V>(isa, values, (j, v), dim) };
             for r in 0..R {
                 let weight = isa.splat(scores[r].as_flattened()[at * PAGE_TOKENS + j]);
                 for i in 0..V {

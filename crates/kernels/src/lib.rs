@@ -21,11 +21,12 @@ mod pool;
 mod rope;
 mod rowwise;
 
-pub use attention::{Attention, Span, attention};
+pub use attention::{Attention, attention};
 pub use error::Error;
 pub use gate::{Activation, gated};
 pub use gram::Gram;
-pub use kv::{KvPages, KvType, PAGE_TOKENS, Slot};
+pub use kv::{KvPages, KvShape, PAGE_TOKENS, Span};
+pub use lathe_formats::KvType;
 pub use matmul::matmul;
 pub use matrix::{Matrix, Precision};
 pub use norm::{Norm, rms_norm, rms_norm_in_place};

@@ -1,7 +1,8 @@
 //! Paged attention against a naive one in f64.
 
-use half::f16;
-use lathe_kernels::{Attention, KvPages, KvType, PAGE_TOKENS, Pool, Slot, Span, attention};
+use half::{bf16, f16};
+use lathe_base::e4m3;
+use lathe_kernels::{Attention, KvPages, KvShape, KvType, PAGE_TOKENS, Pool, Span, attention};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -34,32 +35,34 @@ fn uniform(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
 fn setup(lens: &[usize], shape: Shape, kind: KvType, seed: u64) -> (KvPages, Vec<Sequence>) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let pages: usize = lens.iter().map(|len| len.div_ceil(PAGE_TOKENS)).sum::<usize>() + 1;
-    let mut cache = KvPages::new(kind, LAYERS, pages, shape.kv_heads, shape.dim).unwrap();
-    let width = shape.kv_heads * shape.dim;
-    let nan = vec![f32::NAN; width];
-    for page in 0..pages as u32 {
-        for offset in 0..PAGE_TOKENS {
-            cache.write(LAYER, Slot { page, offset }, &nan, &nan);
-        }
-    }
+    let mut cache = KvPages::new(kv_shape(kind, pages, shape)).unwrap();
+    let (pool, width) = (Pool::new(1), shape.kv_heads * shape.dim);
+    let nan = vec![f32::NAN; pages * PAGE_TOKENS * width];
     let mut free: Vec<u32> = (0..pages as u32).collect();
+    let all = Span { rows: 0..pages * PAGE_TOKENS, start: 0, pages: &free, recent: 0 };
+    cache.write(&pool, LAYER, &[all], &nan, &nan);
     let mut sequences = Vec::new();
     for &len in lens {
         let pages: Vec<u32> = (0..len.div_ceil(PAGE_TOKENS)).map(|_| free.pop().unwrap()).collect();
         let (k, v) = (uniform(&mut rng, len * width), uniform(&mut rng, len * width));
-        for i in 0..len {
-            let slot = Slot { page: pages[i / PAGE_TOKENS], offset: i % PAGE_TOKENS };
-            cache.write(LAYER, slot, &k[i * width..][..width], &v[i * width..][..width]);
-        }
+        let span = Span { rows: 0..len, start: 0, pages: &pages, recent: 0 };
+        cache.write(&pool, LAYER, &[span], &k, &v);
         let q = uniform(&mut rng, len * shape.heads * shape.dim);
         sequences.push(Sequence { len, q, k, v, pages });
     }
     (cache, sequences)
 }
 
+fn kv_shape(kind: KvType, pages: usize, shape: Shape) -> KvShape {
+    let Shape { kv_heads, dim: head_dim, .. } = shape;
+    KvShape { kind, layers: LAYERS, pages, recent: 1, kv_heads, head_dim }
+}
+
 fn kept(kind: KvType, x: f32) -> f64 {
     match kind {
         KvType::F16 => f64::from(f16::from_f32(x)),
+        KvType::Bf16 => f64::from(bf16::from_f32(x)),
+        KvType::Fp8 => f64::from(e4m3::from_f32(x).to_f32()),
         _ => f64::from(x),
     }
 }
@@ -106,7 +109,7 @@ fn run(
     for (s, take) in all.iter().zip(take) {
         let (start, row) = (s.len - take, q.len() / width);
         q.extend(&s.q[start * width..]);
-        spans.push(Span { rows: row..row + take, start, pages: &s.pages });
+        spans.push(Span { rows: row..row + take, start, pages: &s.pages, recent: 0 });
     }
     let mut out = vec![f32::NAN; q.len()];
     attention(&Pool::new(threads), what, cache, &spans, &q, &mut out);
@@ -116,7 +119,7 @@ fn run(
 fn check(lens: &[usize], take: &[usize], shape: Shape, what: &Attention) {
     // Scores are rounded in proportion to their size, and that goes into an exponent.
     let tolerance = 1e-5 * f64::from(what.scale.max(1.0));
-    for kind in [KvType::F32, KvType::F16] {
+    for kind in [KvType::F32, KvType::F16, KvType::Bf16, KvType::Fp8] {
         let (cache, all) = setup(lens, shape, kind, 7);
         let mut expected = Vec::new();
         for (s, take) in all.iter().zip(take) {
@@ -208,8 +211,11 @@ fn a_copied_page_reads_like_the_first() {
 
 #[test]
 fn rejects_a_cache_that_cannot_be() {
-    assert!(KvPages::new(KvType::F16, 1, 1, 1, 20).is_err());
-    assert!(KvPages::new(KvType::F16, usize::MAX, 2, 1, 64).is_err());
-    let error = KvPages::new(KvType::F16, 1 << 20, 1 << 30, 1, 64).unwrap_err();
+    let shape =
+        KvShape { kind: KvType::F16, layers: 1, pages: 1, recent: 1, kv_heads: 1, head_dim: 64 };
+    assert!(KvPages::new(KvShape { head_dim: 20, ..shape }).is_err());
+    assert!(KvPages::new(KvShape { layers: usize::MAX, pages: 2, ..shape }).is_err());
+    let large = KvShape { layers: 1 << 20, pages: 1 << 30, ..shape };
+    let error = KvPages::new(large).unwrap_err();
     assert!(error.to_string().contains("context"), "{error}");
 }

@@ -1,4 +1,5 @@
 use lathe_base::Bytes;
+use lathe_formats::KvType;
 
 use crate::{Mlp, Spec, Weight};
 
@@ -9,15 +10,28 @@ impl Spec {
         self.weights().iter().map(|w| Bytes((w.rows * row_bytes(w)) as u64)).sum()
     }
 
-    /// Bytes of keys and values for `tokens` positions in all sequences together.
+    /// Bytes of keys and values for `tokens` positions in all sequences together: what a pass
+    /// after so many tokens reads.
     ///
-    /// `element` is the size of one stored number (4 for f32, 2 for f16; may be a fraction).
     /// Layers with a sliding window count every position, because the paged cache keeps whole
-    /// sequences: an upper bound on what attention reads, and exactly what the cache holds once
-    /// `tokens` is rounded up to its block per sequence.
-    pub fn kv_bytes(&self, tokens: usize, element: f64) -> Bytes {
-        let numbers: u64 = self.layers.iter().map(|l| 2 * l.attention().kv_width() as u64).sum();
-        Bytes((numbers as f64 * tokens as f64 * element).ceil() as u64)
+    /// sequences: an upper bound on what attention reads.
+    pub fn kv_bytes(&self, tokens: usize, kind: KvType) -> Bytes {
+        let token = |layer: &crate::Layer| {
+            let attention = layer.attention();
+            attention.kv_heads as u64 * kind.token_bytes(attention.head_dim) as u64
+        };
+        let per_token: u64 = self.layers.iter().map(token).sum();
+        Bytes(per_token.saturating_mul(tokens as u64))
+    }
+
+    /// Bytes of a KV cache for `batch` sequences of `context` positions: exactly what the native
+    /// engine sets aside. Pages are whole, and types that code a page at a time keep each
+    /// sequence's newest one in f16.
+    pub fn cache_bytes(&self, context: usize, batch: usize, kind: KvType) -> Bytes {
+        let batch = batch.max(1);
+        let tokens = context.next_multiple_of(KvType::PAGE).saturating_mul(batch);
+        let recent = KvType::PAGE.saturating_mul(kind.recent(batch));
+        self.kv_bytes(tokens, kind) + self.kv_bytes(recent, KvType::F16)
     }
 
     /// Bytes of the buffers of one forward pass over `tokens` positions that answers with

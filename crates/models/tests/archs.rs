@@ -1,5 +1,6 @@
 //! Every architecture reads a configuration of its kind and lists the right shapes.
 
+use lathe_formats::KvType;
 use lathe_models::{Config, Error, Kind, Part, Role, Spec, read_config};
 use serde_json::{Value, json};
 
@@ -28,7 +29,12 @@ fn parameters_of_a_llama_are_the_sum_of_its_shapes() {
     let spec = read(tiny("LlamaForCausalLM")).unwrap();
     let layer = 128 * 128 * 2 + 64 * 128 * 2 + 3 * 384 * 128 + 2 * 128;
     assert_eq!(spec.parameters(), 2048 * 128 + 2 * layer + 128);
-    assert_eq!(spec.kv_bytes(100, 4.0).0, 2 * 2 * 64 * 100 * 4);
+    assert_eq!(spec.kv_bytes(100, KvType::F32).0, 2 * 2 * 64 * 100 * 4);
+    assert_eq!(spec.cache_bytes(100, 2, KvType::F16).0, 2 * 2 * 64 * 256 * 2);
+    // Scales and minima for each channel and 32 tokens, and for each token and head; three pages.
+    let int8 = 2 * (64 * (256 + 256 / 8) + 64 * 256 + 4 * 256 * 4);
+    let recent = 2 * 2 * 64 * 96 * 2;
+    assert_eq!(spec.cache_bytes(100, 2, KvType::Int8).0, int8 + recent);
 }
 
 #[test]

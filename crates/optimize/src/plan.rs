@@ -1,4 +1,5 @@
 use lathe_base::Bytes;
+use lathe_formats::KvType;
 use lathe_machine::Machine;
 use lathe_models::Spec;
 use serde::{Deserialize, Serialize};
@@ -60,13 +61,18 @@ pub fn plan(basis: &Basis<'_>, candidate: Candidate, sizes: Result<Sizes, String
         Ok(sizes) => (sizes, None),
         Err(why) => (Sizes::default(), Some(why)),
     };
-    let element = if candidate.kv == "f32" { 4.0 } else { 2.0 };
-    let half_context = spec.kv_bytes(basis.context / 2, element);
+    let kv = KvType::by_name(&candidate.kv);
+    let trouble = trouble.or_else(|| match kv {
+        Some(_) => None,
+        None => Some(format!("there is no KV cache type `{}`", candidate.kv)),
+    });
+    let kv = kv.unwrap_or(KvType::F16);
+    let half_context = spec.kv_bytes(basis.context / 2, kv);
     let mut planned = Planned {
         candidate,
         weight_bytes: sizes.weights,
         bits_per_weight: sizes.bits_per_weight,
-        kv_bytes: spec.kv_bytes(basis.context.saturating_mul(basis.batch), element),
+        kv_bytes: spec.cache_bytes(basis.context, basis.batch, kv),
         activation_bytes: spec.activation_bytes(basis.chunk.min(basis.context), basis.batch),
         decode_roof: roof(basis.machine, sizes.read, half_context),
         dropped: trouble,

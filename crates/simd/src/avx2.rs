@@ -89,6 +89,19 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
+    fn load_e4m3(self, from: &[u8; LANES]) -> F {
+        // Shifted into place the bits are a half of 2^-8 times the value, subnormals included.
+        v!({
+            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(from.as_ptr().cast()));
+            let size = _mm256_slli_epi16::<7>(_mm256_and_si256(x, _mm256_set1_epi16(127)));
+            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(x, _mm256_set1_epi16(128)));
+            let half = _mm256_or_si256(size, sign);
+            let (low, high) = (_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+            let by = _mm256_set1_ps(256.0);
+            [_mm256_mul_ps(_mm256_cvtph_ps(low), by), _mm256_mul_ps(_mm256_cvtph_ps(high), by)]
+        })
+    }
+    #[inline(always)]
     fn store(self, x: F, to: &mut [f32; LANES]) {
         v!({
             _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
@@ -177,6 +190,12 @@ impl Isa for Avx2 {
             let x = _mm_loadu_si128(from.as_ptr().cast());
             [_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x))]
         })
+    }
+    #[inline(always)]
+    fn split_nibbles(self, x: I) -> [I; 2] {
+        let mask = self.splat_i(15);
+        let high = v!(x.map(|x| _mm256_srli_epi32::<4>(x)));
+        [both!(_mm256_and_si256, x, mask), both!(_mm256_and_si256, high, mask)]
     }
     #[inline(always)]
     fn store_low_bytes(self, x: I, to: &mut [i8; LANES]) {

@@ -68,6 +68,17 @@ impl Isa for Avx512 {
         })
     }
     #[inline(always)]
+    fn load_e4m3(self, from: &[u8; LANES]) -> __m512 {
+        // Shifted into place the bits are a half of 2^-8 times the value, subnormals included.
+        v!({
+            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(from.as_ptr().cast()));
+            let size = _mm256_slli_epi16::<7>(_mm256_and_si256(x, _mm256_set1_epi16(127)));
+            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(x, _mm256_set1_epi16(128)));
+            let half = _mm512_cvtph_ps(_mm256_or_si256(size, sign));
+            _mm512_mul_ps(half, _mm512_set1_ps(256.0))
+        })
+    }
+    #[inline(always)]
     fn store(self, x: __m512, to: &mut [f32; LANES]) {
         v!(_mm512_storeu_ps(to.as_mut_ptr(), x));
     }
@@ -146,6 +157,13 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn load_u8(self, from: &[u8; LANES]) -> __m512i {
         v!(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn split_nibbles(self, x: __m512i) -> [__m512i; 2] {
+        v!({
+            let mask = _mm512_set1_epi32(15);
+            [_mm512_and_si512(x, mask), _mm512_and_si512(_mm512_srli_epi32::<4>(x), mask)]
+        })
     }
     #[inline(always)]
     fn store_low_bytes(self, x: __m512i, to: &mut [i8; LANES]) {

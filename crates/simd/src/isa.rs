@@ -38,6 +38,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn load_f16(self, from: &[u8; 32]) -> Self::F;
     /// Sixteen little-endian bfloat16 at any alignment, widened exactly.
     fn load_bf16(self, from: &[u8; 32]) -> Self::F;
+    /// Sixteen FP8 e4m3 (finite, as OCP and NVIDIA have it), widened exactly; the two NaN codes
+    /// read as ±480.
+    fn load_e4m3(self, from: &[u8; LANES]) -> Self::F;
     /// Sixteen floats to memory.
     fn store(self, x: Self::F, to: &mut [f32; LANES]);
     /// Sixteen floats to memory as IEEE halves, rounded to nearest even.
@@ -73,6 +76,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn to_f32(self, x: Self::I) -> Self::F;
     /// Sixteen unsigned bytes as i32.
     fn load_u8(self, from: &[u8; LANES]) -> Self::I;
+    /// The low four bits of each lane, and the four above them.
+    fn split_nibbles(self, x: Self::I) -> [Self::I; 2];
     /// The low byte of each lane to memory.
     fn store_low_bytes(self, x: Self::I, to: &mut [i8; LANES]);
 

@@ -93,6 +93,21 @@ impl Isa for Neon {
         })
     }
     #[inline(always)]
+    fn load_e4m3(self, from: &[u8; LANES]) -> F {
+        // Shifted into place the bits are a half of 2^-8 times the value, subnormals included.
+        v!({
+            let x = vld1q_u8(from.as_ptr());
+            let half = |x: uint8x8_t| {
+                let size = vshll_n_u8::<7>(vand_u8(x, vdup_n_u8(127)));
+                let sign = vshlq_n_u16::<8>(vmovl_u8(vand_u8(x, vdup_n_u8(128))));
+                vreinterpretq_u8_u16(vorrq_u16(size, sign))
+            };
+            let (low, high) = (half(vget_low_u8(x)), half(vget_high_u8(x)));
+            [vget_low_u8(low), vget_high_u8(low), vget_low_u8(high), vget_high_u8(high)]
+                .map(|half| vmulq_n_f32(widen_f16(half), 256.0))
+        })
+    }
+    #[inline(always)]
     fn store(self, x: F, to: &mut [f32; LANES]) {
         each!(|i| vst1q_f32(to.as_mut_ptr().add(4 * i), x[i]));
     }
@@ -178,6 +193,12 @@ impl Isa for Neon {
                 vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high))),
             ]
         })
+    }
+    #[inline(always)]
+    fn split_nibbles(self, x: I) -> [I; 2] {
+        let mask = self.splat_i(15);
+        let low = each!(|i| vandq_s32(x[i], mask[i]));
+        [low, each!(|i| vandq_s32(vshrq_n_s32::<4>(x[i]), mask[i]))]
     }
     #[inline(always)]
     fn store_low_bytes(self, x: I, to: &mut [i8; LANES]) {

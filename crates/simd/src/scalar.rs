@@ -63,6 +63,17 @@ impl Isa for Scalar {
         from_fn(|i| bf16::from_le_bytes([from[2 * i], from[2 * i + 1]]).to_f32())
     }
     #[inline(always)]
+    fn load_e4m3(self, from: &[u8; LANES]) -> F {
+        from.map(|byte| {
+            let (exponent, fraction) = (i32::from(byte >> 3 & 15), f32::from(byte & 7) / 8.0);
+            let size = match exponent {
+                0 => fraction * 2f32.powi(-6),
+                _ => (1.0 + fraction) * 2f32.powi(exponent - 7),
+            };
+            if byte < 128 { size } else { -size }
+        })
+    }
+    #[inline(always)]
     fn store(self, x: F, to: &mut [f32; LANES]) {
         *to = x;
     }
@@ -134,6 +145,10 @@ impl Isa for Scalar {
     #[inline(always)]
     fn load_u8(self, from: &[u8; LANES]) -> I {
         from.map(i32::from)
+    }
+    #[inline(always)]
+    fn split_nibbles(self, x: I) -> [I; 2] {
+        [x.map(|x| x & 15), x.map(|x| x >> 4 & 15)]
     }
     #[inline(always)]
     fn store_low_bytes(self, x: I, to: &mut [i8; LANES]) {

@@ -56,6 +56,7 @@ impl Op for Everything {
             ("exp", isa.exp(a)),
             ("load_f32", isa.load_f32(&self.codes)),
             ("load_f16", isa.load_f16(self.codes.first_chunk().unwrap())),
+            ("load_e4m3", isa.load_e4m3(self.codes.first_chunk().unwrap())),
             ("load_bf16", isa.load_bf16(self.codes.first_chunk().unwrap())),
         ] {
             all.push((name, bits(isa, result)));
@@ -82,6 +83,9 @@ impl Everything {
         all.push(("store_low_bytes", low.map(|b| b as u32).to_vec()));
         let bytes = isa.load_u8(self.codes.first_chunk().unwrap());
         all.push(("load_u8", bits(isa, isa.to_f32(bytes))));
+        let [low, high] = isa.split_nibbles(bytes);
+        all.push(("split_nibbles low", bits(isa, isa.to_f32(low))));
+        all.push(("split_nibbles high", bits(isa, isa.to_f32(high))));
         let (codes, nibbles) = (isa.load_bytes(&self.codes), isa.load_bytes(&self.nibbles));
         for (name, result) in [
             ("load_bytes", codes),

@@ -102,7 +102,7 @@ pub(crate) struct Measuring {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     formats: Vec<String>,
     /// Type of the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = ["f16", "f32"])]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = lathe_formats::KvType::NAMES)]
     pub(crate) kv: String,
     /// Threads of the engine [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one)]

@@ -29,7 +29,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     pub(crate) context: Option<usize>,
     /// Type of the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = ["f16", "f32"])]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = lathe_formats::KvType::NAMES)]
     pub(crate) kv: String,
 }
 

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use lathe_base::Progress;
 use lathe_engine::Options;
 use lathe_files::Checkpoint;
-use lathe_formats::{AnyFormat, by_name};
-use lathe_kernels::PAGE_TOKENS;
+use lathe_formats::{AnyFormat, KvType, by_name};
 use lathe_models::{Act, Config, Layer, Mlp, Model, Rope, Scaling, Spec};
 use lathe_quantizers::{Plan, Recipe};
 use lathe_tokens::{Source, Template, Tokenizer};
@@ -259,10 +258,8 @@ fn vocabulary_warning(tokenizer: &Tokenizer, spec: &Spec) -> Option<String> {
 fn memory(args: &InspectArgs, checkpoint: &Checkpoint, model: &Model) -> MemoryTable {
     let spec = &model.spec;
     let context = args.context.unwrap_or(spec.context.min(Options::USUAL_CONTEXT));
-    let element = if args.kv == "f32" { 4.0 } else { 2.0 };
-    // Pages are handed out whole.
-    let positions = context.next_multiple_of(PAGE_TOKENS) * args.batch;
-    let kv_bytes = spec.kv_bytes(positions, element).0;
+    let kind = KvType::by_name(&args.kv).unwrap_or(KvType::F16);
+    let kv_bytes = spec.cache_bytes(context, args.batch, kind).0;
     let chunk = Options::default().chunk.min(context);
     let activation_bytes = spec.activation_bytes(chunk, args.batch).0;
     let row = |format: String, weight_bytes: u64| MemoryRow {

@@ -27,7 +27,7 @@ pub(crate) struct InspectArgs {
     #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
     batch: usize,
     /// Type of the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = ["f16", "f32"])]
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = lathe_formats::KvType::NAMES)]
     kv: String,
     /// List every tensor
     #[arg(long)]
