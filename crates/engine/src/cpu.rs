@@ -1,4 +1,4 @@
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use lathe_base::bf16;
 use lathe_formats::Blocks;
@@ -15,7 +15,7 @@ use crate::{
 
 /// The processor, through `lathe-kernels`.
 pub(crate) struct Cpu {
-    pool: Pool,
+    pub(crate) pool: Arc<Pool>,
     precision: Precision,
     rounding: Rounding,
 }
@@ -48,7 +48,7 @@ const HEAD_MULTIPLE: usize = 16;
 
 impl Cpu {
     pub(crate) fn new(threads: usize, precision: Precision, rounding: Rounding) -> Self {
-        Self { pool: Pool::new(threads), precision, rounding }
+        Self { pool: Arc::new(Pool::new(threads)), precision, rounding }
     }
 
     /// Rounds the result of an operation as the options ask.

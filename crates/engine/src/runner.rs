@@ -1,6 +1,8 @@
+use std::sync::Arc;
+
 use lathe_base::Bytes;
 use lathe_formats::Blocks;
-use lathe_kernels::{KvType, PAGE_TOKENS, Precision, Span};
+use lathe_kernels::{KvType, PAGE_TOKENS, Pool, Precision, Span};
 use lathe_models::{Part, Role, Spec, Weight};
 
 use crate::{
@@ -76,6 +78,13 @@ pub struct Output {
 /// Where a runner's weights come from: asked for each weight that it needs.
 pub type Source<'a> = dyn FnMut(&Weight) -> Result<Blocks, Error> + 'a;
 
+impl Entry {
+    /// Which stage of its layer it is for.
+    pub fn stage(&self) -> usize {
+        self.stage
+    }
+}
+
 impl Sequences {
     /// Tokens of all sequences.
     pub fn tokens(&self) -> usize {
@@ -106,6 +115,11 @@ impl LayerRunner {
     /// The model that is run.
     pub fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// The threads that it works with, for what goes on between its steps.
+    pub fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.backend.pool)
     }
 
     /// Looks up the tokens of whole sequences in the embedding matrix.

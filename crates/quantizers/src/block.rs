@@ -53,11 +53,20 @@ pub struct Block<'a> {
 impl<'a> Block<'a> {
     /// Expands the layer `index` of `weights`.
     pub fn load(weights: &'a dyn Weights, index: usize) -> Result<Self, Error> {
+        Self::load_parts(weights, index, |_| true)
+    }
+
+    /// Expands some parts of the layer `index`.
+    pub(crate) fn load_parts(
+        weights: &'a dyn Weights,
+        index: usize,
+        wanted: impl Fn(Part) -> bool,
+    ) -> Result<Self, Error> {
         let spec = weights.spec();
         let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
         for weight in spec.weights() {
             let Role::Layer(layer, part) = weight.role else { continue };
-            if layer != index {
+            if layer != index || !wanted(part) {
                 continue;
             }
             let blocks = weights.matrix(weight.role)?;
@@ -78,6 +87,14 @@ impl<'a> Block<'a> {
         vectors: BTreeMap<Part, Vec<f32>>,
     ) -> Self {
         Self { spec, index, matrices, vectors }
+    }
+
+    /// All parts as f32, without a copy.
+    pub(crate) fn into_parts(self) -> Result<BTreeMap<Part, Blocks>, Error> {
+        let vector =
+            |(part, data): (Part, Vec<f32>)| (part, Dense { rows: 1, cols: data.len(), data });
+        let all = self.matrices.into_iter().chain(self.vectors.into_iter().map(vector));
+        all.map(|(part, dense)| Ok((part, Blocks::try_from(dense)?))).collect()
     }
 
     /// What the layer consists of.

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use lathe_base::{Bytes, Cancelled};
 
 /// Why a checkpoint could not be planned or made.
@@ -50,6 +52,30 @@ pub enum Error {
          make one of this model with `lathe imatrix`"
     )]
     Imatrix { tensor: String, expected: usize, found: usize },
+    /// Nothing to calibrate with.
+    #[error("{name} has no text to calibrate with; give --calibration a file with some")]
+    NoTexts { name: String },
+    /// The model computes nothing usable on a calibration text.
+    #[error(
+        "layer {layer}, {stage}: token {token} of calibration sample {sample} gives {value}; \
+         the model's weights are damaged, or its numbers leave the range of f32 on this text"
+    )]
+    Input { layer: usize, stage: &'static str, sample: usize, token: usize, value: f32 },
+    /// The hidden states of the calibration texts could not be kept.
+    #[error("{path}: {source}; calibration keeps hidden states beside its result", path = path.display())]
+    States { path: PathBuf, source: std::io::Error },
+    /// The cap is lower than what the job needs at its smallest.
+    #[error(
+        "--max-memory {cap} is too little: this takes {needed} at the least ({parts}); \
+         raise it to that, or choose a method that needs less, such as rtn"
+    )]
+    MaxMemory { cap: Bytes, needed: Bytes, parts: String },
+    /// The model could not be run.
+    #[error(transparent)]
+    Engine(Box<lathe_engine::Error>),
+    /// Memory for a calculation is lacking.
+    #[error(transparent)]
+    Kernel(#[from] lathe_kernels::Error),
     /// The model could not be understood.
     #[error(transparent)]
     Model(Box<lathe_models::Error>),
@@ -65,6 +91,12 @@ pub enum Error {
 impl From<lathe_models::Error> for Error {
     fn from(error: lathe_models::Error) -> Self {
         Self::Model(Box::new(error))
+    }
+}
+
+impl From<lathe_engine::Error> for Error {
+    fn from(error: lathe_engine::Error) -> Self {
+        Self::Engine(Box::new(error))
     }
 }
 

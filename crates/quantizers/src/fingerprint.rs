@@ -26,8 +26,12 @@ pub(crate) fn fingerprint(job: &Job<'_>) -> String {
         hash.update(&data[..SAMPLE.min(data.len())]);
         hash.update(&data[data.len().saturating_sub(SAMPLE)..]);
     }
-    let digest = hash.finalize();
-    digest.iter().fold(String::new(), |mut text, byte| {
+    hex(&hash.finalize())
+}
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })

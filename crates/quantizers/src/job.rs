@@ -60,7 +60,7 @@ pub fn quantize(job: &Job<'_>, progress: &dyn Progress) -> Result<Summary, Error
     for note in &job.plan.notes {
         progress.note(note);
     }
-    let mut writer = job.writer()?;
+    let mut writer = job.writer(&fingerprint(job))?;
     let resumed = writer.done();
     if resumed > 0 {
         progress.note(&format!("{resumed} tensors are there from an interrupted run"));
@@ -85,13 +85,9 @@ pub fn quantize(job: &Job<'_>, progress: &dyn Progress) -> Result<Summary, Error
 }
 
 impl Job<'_> {
-    pub(crate) fn writer(&self) -> Result<Box<dyn Writer>, Error> {
-        let fingerprint = fingerprint(self);
-        let target = lathe_files::Target {
-            path: self.out,
-            replace: self.replace,
-            fingerprint: &fingerprint,
-        };
+    pub(crate) fn writer(&self, fingerprint: &str) -> Result<Box<dyn Writer>, Error> {
+        let (path, replace) = (self.out, self.replace);
+        let target = lathe_files::Target { path, replace, fingerprint };
         let plan: Vec<_> = self.plan.tensors.iter().map(Planned::for_file).collect();
         Ok(match self.plan.target {
             Target::Gguf => write_gguf(target, &self.metadata(), &plan)?,
@@ -211,6 +207,7 @@ impl Job<'_> {
             quantizer: self.quantizer.name(),
             format: self.plan.format.name(),
             target: self.plan.target,
+            calibration: None,
             bytes_in: self.checkpoint.stored_bytes(),
             bytes_out: self.plan.bytes(),
             bits_per_weight: self.plan.bits_per_weight(),

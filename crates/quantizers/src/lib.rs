@@ -6,6 +6,8 @@
 //! chosen is a [`Quantizer`]'s.
 
 mod block;
+mod calibrated;
+mod calibration;
 mod curvature;
 mod error;
 mod fingerprint;
@@ -27,6 +29,8 @@ mod transform;
 mod weights;
 
 pub use block::{Block, Dense};
+pub use calibrated::{Calibrated, Estimate, Measured, measure_importance, quantize_calibrated};
+pub use calibration::{Calibration, CalibrationData, Draw};
 pub use error::Error;
 pub use gptq::{Gptq, Order};
 pub use job::{About, Job, quantize};

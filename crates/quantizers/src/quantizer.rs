@@ -1,5 +1,6 @@
 use std::fmt;
 
+use lathe_base::Bytes;
 use lathe_formats::{AnyFormat, Blocks, Effort, Rows};
 
 use crate::{Error, Needs, Stats};
@@ -11,6 +12,11 @@ pub trait Quantizer: fmt::Debug + Sync {
 
     /// What it must be told about the inputs of a matrix to do its work.
     fn needs(&self) -> Needs;
+
+    /// Working memory for a matrix `[rows, cols]`, besides its rows, its statistics and its codes.
+    fn room(&self, _rows: usize, cols: usize) -> Bytes {
+        solver_room(self.needs(), cols)
+    }
 
     /// Codes `weights` in the format `to`, with the same result for any number of `threads`.
     ///
@@ -25,6 +31,14 @@ pub trait Quantizer: fmt::Debug + Sync {
         to: &'static dyn AnyFormat,
         threads: usize,
     ) -> Result<Coded, Error>;
+}
+
+/// What solving with a Hessian usually takes: two triangles.
+pub(crate) fn solver_room(needs: Needs, cols: usize) -> Bytes {
+    match needs {
+        Needs::Hessian => Bytes(4 * (cols as u64) * (cols as u64)),
+        _ => Bytes(0),
+    }
 }
 
 /// A coded matrix.

@@ -1,7 +1,7 @@
 use lathe_base::{Bytes, Seconds};
 use serde::Serialize;
 
-use crate::Target;
+use crate::{CalibrationData, Target};
 
 /// What [`crate::quantize`] did.
 #[derive(Clone, Debug, Serialize)]
@@ -12,6 +12,8 @@ pub struct Summary {
     pub format: &'static str,
     /// The container that was written.
     pub target: Target,
+    /// What was calibrated with, where something was.
+    pub calibration: Option<CalibrationData>,
     /// Bytes of all tensors before.
     pub bytes_in: Bytes,
     /// Bytes of all tensors after, as coded: what the engine will hold.

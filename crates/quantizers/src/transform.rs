@@ -1,9 +1,10 @@
 use std::{collections::BTreeMap, fmt};
 
+use lathe_base::Bytes;
 use lathe_formats::AnyFormat;
 use lathe_models::{Part, Stage};
 
-use crate::{Block, Error, Needs, Quantizer, Stats};
+use crate::{Block, Error, Needs, Quantizer, Stats, quantizer::solver_room};
 
 /// Changes a layer's weights before they are coded, so that less is lost: scales moved between a
 /// stage and what feeds it, weights clipped or zeroed.
@@ -13,6 +14,12 @@ pub trait Transform: fmt::Debug + Sync {
 
     /// What it must know about a stage's inputs.
     fn needs(&self) -> Needs;
+
+    /// Working memory for a stage whose linears have `rows` rows and `cols` columns, besides the
+    /// layer and its statistics.
+    fn room(&self, rows: usize, cols: usize) -> Bytes {
+        Bytes(solver_room(self.needs(), cols).0 + 4 * (rows * cols) as u64)
+    }
 
     /// Whether it also changes what feeds the stage, which then must not be coded yet.
     ///

@@ -8,11 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lathe_base::Progress;
-use lathe_files::{Checkpoint, Folder, FolderPlan, gguf::Metadata, write_folder};
+use lathe_base::{Bytes, Progress};
+use lathe_files::{Checkpoint, Folder, FolderPlan, Imatrix, gguf::Metadata, write_folder};
 use lathe_formats::by_name;
 use lathe_models::{Config, Kind, Model, Weight};
-use lathe_quantizers::{About, Error, Job, Plan, Recipe, Rtn, Stored, Summary, Target, quantize};
+use lathe_quantizers::{
+    About, Calibrated, Calibration, Error, Estimate, Gptq, Job, Measured, Plan, Quantizer, Recipe,
+    Rtn, Stored, Summary, Target, measure_importance, quantize, quantize_calibrated,
+};
 use serde_json::{Value, json};
 
 /// How large a Llama is to be.
@@ -82,6 +85,10 @@ pub(crate) struct Case {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) model: Model,
     pub(crate) plan: Plan,
+    pub(crate) imatrix: Option<Imatrix>,
+    /// Of calibrated jobs.
+    pub(crate) threads: usize,
+    pub(crate) max_memory: Option<Bytes>,
     about: About,
 }
 
@@ -91,7 +98,7 @@ impl Case {
         let model = Model::read(&checkpoint)?;
         let plan = Plan::new(&model, &checkpoint, recipe)?;
         let about = About { name: "Test".to_owned(), tokenizer: Metadata::new() };
-        Ok(Self { checkpoint, model, plan, about })
+        Ok(Self { checkpoint, model, plan, imatrix: None, threads: 2, max_memory: None, about })
     }
 
     pub(crate) fn run(
@@ -100,19 +107,100 @@ impl Case {
         threads: usize,
         progress: &dyn Progress,
     ) -> Result<Summary, Error> {
-        let job = Job {
+        self.with_job(&Rtn, out, |job| quantize(&Job { threads, ..*job }, progress))
+    }
+
+    pub(crate) fn run_with(&self, quantizer: &dyn Quantizer, out: &Path) -> Result<Summary, Error> {
+        self.with_job(quantizer, out, |job| quantize(job, &lathe_base::Silent))
+    }
+
+    /// By GPTQ, layer by layer.
+    pub(crate) fn calibrate(
+        &self,
+        out: &Path,
+        data: &Calibration,
+        progress: &dyn Progress,
+    ) -> Result<Summary, Error> {
+        self.calibrate_with(&Gptq::default(), out, data, progress)
+    }
+
+    pub(crate) fn calibrate_with(
+        &self,
+        quantizer: &dyn Quantizer,
+        out: &Path,
+        data: &Calibration,
+        progress: &dyn Progress,
+    ) -> Result<Summary, Error> {
+        self.calibrated(quantizer, out, data, |job| quantize_calibrated(job, progress))
+    }
+
+    pub(crate) fn estimate(&self, quantizer: &dyn Quantizer, data: &Calibration) -> Estimate {
+        self.calibrated(quantizer, Path::new("out"), data, |job| job.estimate().unwrap())
+    }
+
+    /// The smallest cap that a job by GPTQ works with.
+    pub(crate) fn least_memory(&self, data: &Calibration) -> Bytes {
+        self.calibrated(&Gptq::default(), Path::new("out"), data, |job| {
+            match (Calibrated { max_memory: Some(Bytes(0)), ..*job }).estimate() {
+                Err(Error::MaxMemory { needed, .. }) => needed,
+                other => panic!("{other:?}"),
+            }
+        })
+    }
+
+    pub(crate) fn importance(&self, data: &Calibration) -> Imatrix {
+        let weights = &Stored { model: &self.model, checkpoint: &self.checkpoint };
+        let measured = Measured { weights, calibration: data, head: false, threads: self.threads };
+        measure_importance(&measured, &lathe_base::Silent).unwrap()
+    }
+
+    fn calibrated<T>(
+        &self,
+        quantizer: &dyn Quantizer,
+        out: &Path,
+        data: &Calibration,
+        then: impl FnOnce(&Calibrated<'_>) -> T,
+    ) -> T {
+        self.with_job(quantizer, out, |job| {
+            then(&Calibrated {
+                job: *job,
+                transforms: &[],
+                calibration: data,
+                sequential: true,
+                max_memory: self.max_memory,
+            })
+        })
+    }
+
+    fn with_job<T>(
+        &self,
+        quantizer: &dyn Quantizer,
+        out: &Path,
+        then: impl FnOnce(&Job<'_>) -> T,
+    ) -> T {
+        then(&Job {
             checkpoint: &self.checkpoint,
             weights: &Stored { model: &self.model, checkpoint: &self.checkpoint },
             plan: &self.plan,
             out,
             replace: false,
-            quantizer: &Rtn,
-            imatrix: None,
-            threads,
+            quantizer,
+            imatrix: self.imatrix.as_ref(),
+            threads: self.threads,
             measure: true,
             about: &self.about,
-        };
-        quantize(&job, progress)
+        })
+    }
+}
+
+/// A recipe for a GGUF.
+pub(crate) trait IntoGguf {
+    fn into_gguf(self) -> Self;
+}
+
+impl IntoGguf for Recipe {
+    fn into_gguf(self) -> Self {
+        Self { target: Some(Target::Gguf), ..self }
     }
 }
 
