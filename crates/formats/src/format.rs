@@ -35,6 +35,12 @@ pub trait Format: Pod + Send + Sync {
         None
     }
 
+    /// How rows are coded with this effort where columns have an importance, if there is a way of
+    /// its own; see [`AnyFormat::encode_weighted`].
+    fn weighted(_effort: Effort) -> Option<Weighted<Self>> {
+        None
+    }
+
     /// Codes a row; to be overridden where a row is faster than its blocks.
     fn encode_row(src: &[f32], dst: &mut [Self]) {
         for (src, dst) in src.chunks_exact(Self::BLOCK).zip(dst) {
@@ -49,6 +55,9 @@ pub trait Format: Pod + Send + Sync {
         }
     }
 }
+
+/// Codes a row of weights, whose columns may have an importance, to blocks.
+pub type Weighted<F> = fn(&[f32], Option<&[f32]>, &mut [F]);
 
 /// A source of weights that is read row by row, so that nothing large is ever expanded.
 pub trait Rows: Sync {
@@ -220,6 +229,26 @@ impl<F: Format> AnyFormat for Erased<F> {
 
     fn grid(&'static self) -> Option<&'static dyn Grid> {
         F::grid()
+    }
+
+    fn encode_weighted(
+        &'static self,
+        source: &dyn Rows,
+        importance: Option<&[f32]>,
+        effort: Effort,
+        threads: usize,
+    ) -> Result<Blocks, Error> {
+        grid::check_importance(importance, source.shape().1)?;
+        if effort == Effort::Nearest && importance.is_none() {
+            return self.encode_from(source, threads);
+        }
+        match (F::weighted(effort), effort, F::grid()) {
+            (Some(encode), _, _) => encode_by_row(self, source, threads, |_, src, dst| {
+                encode(src, importance, bytemuck::cast_slice_mut(dst));
+            }),
+            (None, Effort::Search, Some(grid)) => grid::encode(grid, source, importance, threads),
+            _ => self.encode_from(source, threads),
+        }
     }
 }
 

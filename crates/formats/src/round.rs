@@ -9,6 +9,12 @@ pub(crate) fn half_even(x: f32) -> i32 {
     (x + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32
 }
 
+/// The nearest integer, ties to even, in ggml's way: 23 bits of it, where it is too large as well.
+#[inline(always)]
+pub(crate) fn nearest_wrapped(x: f32) -> i32 {
+    ((x + MAGIC).to_bits() & 0x7f_ffff) as i32 - 0x40_0000
+}
+
 /// The nearest integer, ties away from zero; for |x| < 2²².
 #[inline(always)]
 pub(crate) fn half_away(x: f32) -> i32 {

@@ -1,4 +1,7 @@
-use crate::{AnyFormat, BF16, Erased, Error, F16, F32, INTS, Int8, Nf4, Nf4Dq, Q4_0, Q5_0, Q8_0};
+use crate::{
+    AnyFormat, BF16, Erased, Error, F16, F32, INTS, Int8, Nf4, Nf4Dq, Q2K, Q3K, Q4_0, Q4K, Q5_0, Q5K,
+    Q6K, Q8_0,
+};
 
 /// Every format there is, one line each; a family that differs by numbers has one line in all.
 pub static FORMATS: &[&dyn AnyFormat] = &TABLE;
@@ -6,8 +9,18 @@ pub static FORMATS: &[&dyn AnyFormat] = &TABLE;
 const FIRST: [&dyn AnyFormat; 4] =
     [&Erased::<F32>::NEW, &Erased::<F16>::NEW, &Erased::<BF16>::NEW, &Int8];
 
-const LAST: [&dyn AnyFormat; 5] =
-    [&Erased::<Nf4>::NEW, &Nf4Dq, &Erased::<Q8_0>::NEW, &Erased::<Q5_0>::NEW, &Erased::<Q4_0>::NEW];
+const LAST: &[&dyn AnyFormat] = &[
+    &Erased::<Nf4>::NEW,
+    &Nf4Dq,
+    &Erased::<Q8_0>::NEW,
+    &Erased::<Q5_0>::NEW,
+    &Erased::<Q4_0>::NEW,
+    &Erased::<Q6K>::NEW,
+    &Erased::<Q5K>::NEW,
+    &Erased::<Q4K>::NEW,
+    &Erased::<Q3K>::NEW,
+    &Erased::<Q2K>::NEW,
+];
 
 static TABLE: [&dyn AnyFormat; FIRST.len() + INTS.as_flattened().len() + LAST.len()] = {
     let ints = INTS.as_flattened();

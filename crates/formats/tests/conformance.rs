@@ -173,8 +173,11 @@ fn threads_do_not_change_a_byte() {
 
 #[test]
 fn coding_what_was_decoded_changes_nothing() {
-    // These do not keep their scale: the end that sets it is not a code, or is coded again.
-    let moves = |name: &str| lathe_formats::Int::named(name).is_some() || name == "nf4_dq";
+    // These do not keep their scale: the end that sets it is not a code, or is coded again, or a
+    // search finds another.
+    let moves = |name: &str| {
+        lathe_formats::Int::named(name).is_some() || name == "nf4_dq" || name.ends_with("_k")
+    };
     for &format in FORMATS.iter().filter(|f| !moves(f.name())) {
         let first = format.encode(9, COLS, &weights(9 * COLS, 5), 1).unwrap();
         let second = format.encode(9, COLS, &first.decode(), 1).unwrap();

@@ -1,0 +1,91 @@
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::affine::{self, Cuts, Minima, Tries};
+use super::lanes::F;
+use super::sixes::{Sixes, by_magnitude};
+use super::superblock::{Super, WEIGHTS};
+use crate::{Affine, Levels};
+
+/// ggml's Q5_K: 256 codes of five bits in eight groups with scales and minima of six bits.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q5K {
+    /// f16, little-endian: what a scale of 1 stands for, and a minimum of 1.
+    pub scale: [u8; 2],
+    pub min: [u8; 2],
+    pub sixes: Sixes,
+    /// The fifth bits: bit g of byte j belongs to weight j of group g.
+    pub high: [u8; 32],
+    /// Of every 64 weights, the first 32 in the low nibbles of 32 bytes, the others in the high.
+    pub low: [u8; 128],
+}
+
+impl Super for Q5K {
+    const GROUP: usize = 32;
+    const LEVELS: Levels = Levels::Integers { low: 0, high: 31 };
+
+    #[inline(always)]
+    fn encode_blocks(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
+        affine::encode_row::<Self, 32>(src, importance, dst);
+    }
+
+    #[inline(always)]
+    fn affine(&self, group: usize) -> Affine {
+        self.sixes.affine(group, self.scale, self.min)
+    }
+
+    #[inline(always)]
+    fn set_codes(&mut self, codes: &[u8; WEIGHTS]) {
+        self.high = [0; 32];
+        let pairs = self.low.chunks_exact_mut(32).zip(codes.chunks_exact(64));
+        for (pair, (bytes, codes)) in pairs.enumerate() {
+            for (j, byte) in bytes.iter_mut().enumerate() {
+                let (first, second) = (codes[j], codes[j + 32]);
+                *byte = first & 15 | second << 4;
+                self.high[j] |= (first >> 4 | second >> 4 << 1) << (2 * pair);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn codes(&self) -> [u8; WEIGHTS] {
+        let mut codes = [0; WEIGHTS];
+        let pairs = self.low.chunks_exact(32).zip(codes.chunks_exact_mut(64));
+        for (pair, (bytes, codes)) in pairs.enumerate() {
+            for (j, byte) in bytes.iter().enumerate() {
+                let high = self.high[j] >> (2 * pair);
+                codes[j] = byte & 15 | (high & 1) << 4;
+                codes[j + 32] = byte >> 4 | (high & 2) << 3;
+            }
+        }
+        codes
+    }
+}
+
+impl Minima<32> for Q5K {
+    const TRIES: Tries = Tries { top: 31, first: -0.5, step: 0.1, last: 15, absolute: false };
+    const SCALE_TOP: i32 = 63;
+    const CUTS: Cuts = Cuts { plain: true, weighted: true };
+    const SPREAD: f32 = 2.0 / 256.0;
+
+    #[inline(always)]
+    fn own_weights(x: &[F; 32]) -> [F; 32] {
+        by_magnitude(x)
+    }
+
+    fn with_scales(scale: f32, min: f32, scales: &[u8], minima: &[u8]) -> Self {
+        Self {
+            scale: f16::from_f32(scale).to_le_bytes(),
+            min: f16::from_f32(min).to_le_bytes(),
+            sixes: Sixes::new(scales, minima),
+            high: [0; 32],
+            low: [0; 128],
+        }
+    }
+}
+
+super_format! {
+    Q5K, "q5_k", "q5_K", limit: 65504.0 * 32.0, bound: 0.08, reach: 63 * 32,
+    "per 256 weights: f16 scale s and minimum m, 6-bit scales and minima of groups of 32 in 12 bytes, 32 bytes of fifth bits, 128 bytes of nibbles; w = s · scale · code − m · minimum"
+}

@@ -1,0 +1,79 @@
+//! Bytes against ggml's own quantization code, from files that `goldens/make_ggml.py` made.
+
+mod safetensors;
+
+use lathe_formats::{Blocks, Effort, by_name};
+use safetensors::{Tensor, Tensors};
+
+/// Types whose bytes are held against ggml's.
+const TYPES: [&str; 5] = ["q2_K", "q3_K", "q4_K", "q5_K", "q6_K"];
+
+fn goldens(name: &str) -> Tensors {
+    Tensors::open(&format!("ggml/{name}.safetensors"))
+}
+
+fn matrices(inputs: &Tensors) -> impl Iterator<Item = (&str, &Tensor)> {
+    inputs.iter().filter(|(name, _)| *name != "importance")
+}
+
+fn encode(kind: &str, input: &Tensor, importance: Option<&[f32]>) -> Blocks {
+    let (rows, cols) = input.matrix();
+    let source = by_name("f32").unwrap().encode(rows, cols, &input.floats(), 1).unwrap();
+    let format = by_name(&kind.to_lowercase()).unwrap();
+    format.encode_weighted(&source, importance, Effort::Nearest, 2).unwrap()
+}
+
+/// Where two codings part, for a message that helps.
+fn first_difference(ours: &Blocks, theirs: &[u8]) -> Option<String> {
+    let at = ours.data.iter().zip(theirs).position(|(a, b)| a != b)?;
+    let bytes = ours.format.row_bytes(ours.cols);
+    let count = ours.data.iter().zip(theirs).filter(|(a, b)| a != b).count();
+    let block = ours.format.row_bytes(ours.format.block());
+    let (row, column) = (at / bytes, at % bytes);
+    Some(format!(
+        "{count} bytes differ, first row {row}, block {}, byte {}: {:#x} for {:#x}",
+        column / block,
+        column % block,
+        ours.data[at],
+        theirs[at]
+    ))
+}
+
+fn assert_equal(golden: &Tensors, importance: Option<&[f32]>, types: &[&str]) {
+    let inputs = goldens("inputs");
+    let mut wrong = Vec::new();
+    for kind in types {
+        for (name, input) in matrices(&inputs) {
+            let coded = encode(kind, input, importance);
+            let theirs = &golden[&format!("{name}.{kind}")].data;
+            assert_eq!(coded.data.len(), theirs.len(), "{name}.{kind}");
+            wrong.extend(first_difference(&coded, theirs).map(|d| format!("{name}.{kind}: {d}")));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn bytes_equal_ggmls_where_nothing_is_known_of_columns() {
+    assert_equal(&goldens("plain"), None, &TYPES);
+}
+
+#[test]
+fn bytes_equal_ggmls_where_columns_have_an_importance() {
+    let importance = goldens("inputs")["importance"].floats();
+    assert_equal(&goldens("weighted"), Some(&importance), &TYPES);
+}
+
+#[test]
+fn ggmls_bytes_decode_to_what_ggml_decodes_them_to() {
+    let (plain, values) = (goldens("plain"), goldens("values"));
+    for kind in TYPES {
+        let key = format!("heavy.{kind}");
+        let (coded, expected) = (&plain[&key], &values[&key]);
+        let (rows, cols) = expected.matrix();
+        let format = by_name(&kind.to_lowercase()).unwrap();
+        let blocks =
+            Blocks::new(format, rows, cols, coded.data.clone().into(), vec![].into()).unwrap();
+        assert_eq!(blocks.decode(), expected.floats(), "{kind}");
+    }
+}
