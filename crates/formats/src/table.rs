@@ -1,6 +1,6 @@
 use crate::{
-    AnyFormat, BF16, Erased, Error, F16, F32, INTS, Int8, Nf4, Nf4Dq, Q2K, Q3K, Q4_0, Q4K, Q5_0, Q5K,
-    Q6K, Q8_0,
+    AnyFormat, BF16, Erased, Error, F16, F32, INTS, Int8, Nf4, Nf4Dq, Q2K, Q3K, Q4_0, Q4K, Q5_0,
+    Q5K, Q6K, Q8_0,
 };
 
 /// Every format there is, one line each; a family that differs by numbers has one line in all.

@@ -13,11 +13,7 @@ use crate::round::nearest_wrapped;
 
 /// What searches compute with: an `f32` or many.
 pub(crate) trait Number:
-    Copy
-    + Add<Output = Self>
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
     /// Every lane `x`.
     fn all(x: f32) -> Self;

@@ -106,7 +106,7 @@ fn against_largest(scales: &[f32; LANES]) -> (f32, [u8; LANES]) {
         return (0.0, [0; LANES]);
     }
     let inverse = -SCALE_TOP as f32 / largest;
-    let code = |x: f32| nearest_wrapped(inverse * x).max(-SCALE_TOP).min(SCALE_TOP - 1);
+    let code = |x: f32| nearest_wrapped(inverse * x).clamp(-SCALE_TOP, SCALE_TOP - 1);
     (1.0 / inverse, scales.map(|x| (code(x) + SCALE_TOP) as u8))
 }
 
