@@ -30,7 +30,7 @@ pub use blocks::Blocks;
 pub use dense::{BF16, F16, F32};
 pub use error::Error;
 pub use format::{AnyFormat, Erased, Format, Rows, Weighted};
-pub use ggml::{Q2K, Q3K, Q4K, Q5K, Q6K, Sixes};
+pub use ggml::{IQ4_LEVELS, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_1, Q4K, Q5_1, Q5K, Q6K, Sixes};
 pub use grid::{Affine, Effort, Grid, Levels, Scaled, Scales, Span};
 pub use int::{INTS, Int, ScaleType};
 pub use int8::Int8;

@@ -2,7 +2,10 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use crate::{
-    Affine, Effort, Erased, Format, Grid, Levels, Scaled, grid,
+    Affine, Effort, Erased, Format, Grid, Levels, Scaled,
+    format::Weighted,
+    ggml::small::{self, Rule, Small},
+    grid,
     round::{extreme, shifted_inverse},
 };
 
@@ -50,10 +53,22 @@ impl Format for Q4_0 {
         Some(Erased::<Self>::REF)
     }
 
+    fn weighted(effort: Effort) -> Option<Weighted<Self>> {
+        (effort == Effort::Nearest).then_some(small::encode_row)
+    }
+
     fn error_bound(absmax: f32) -> f32 {
         // As for Q5_0: a whole step at the end opposite to the extreme, half a step elsewhere.
         let scale = absmax / 8.0;
         1.0001 * scale + 8.0 * (scale * 2f32.powi(-11)).max(2f32.powi(-25))
+    }
+}
+
+impl Small for Q4_0 {
+    const RULE: Rule = Rule::Symmetric { top: 8 };
+
+    fn with_scale(scale: f16, _: f16) -> Self {
+        Self { scale: scale.to_le_bytes(), codes: [0; 16] }
     }
 }
 

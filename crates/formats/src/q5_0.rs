@@ -2,7 +2,10 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use crate::{
-    Affine, Effort, Erased, Format, Grid, Levels, Scaled, grid,
+    Affine, Effort, Erased, Format, Grid, Levels, Scaled,
+    format::Weighted,
+    ggml::small::{self, Rule, Small},
+    grid,
     round::{extreme, shifted_inverse},
 };
 
@@ -56,11 +59,23 @@ impl Format for Q5_0 {
         Some(Erased::<Self>::REF)
     }
 
+    fn weighted(effort: Effort) -> Option<Weighted<Self>> {
+        (effort == Effort::Nearest).then_some(small::encode_row)
+    }
+
     fn error_bound(absmax: f32) -> f32 {
         // The end opposite to the extreme is cut one step short (−16..15): a whole step there,
         // half a step elsewhere, and 16 times the rounding of the scale to f16.
         let scale = absmax / 16.0;
         1.0001 * scale + 16.0 * (scale * 2f32.powi(-11)).max(2f32.powi(-25))
+    }
+}
+
+impl Small for Q5_0 {
+    const RULE: Rule = Rule::Symmetric { top: 16 };
+
+    fn with_scale(scale: f16, _: f16) -> Self {
+        Self { scale: scale.to_le_bytes(), high: [0; 4], low: [0; 16] }
     }
 }
 

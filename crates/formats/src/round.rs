@@ -32,6 +32,23 @@ pub(crate) fn absmax(values: &[f32]) -> f32 {
     f32::from_bits(bits as u32)
 }
 
+/// The smallest and the largest weight; of equals, which zeros of two signs are, the first.
+#[inline(always)]
+pub(crate) fn range(values: &[f32]) -> (f32, f32) {
+    // Negative numbers are ordered against their bits; turned over, integer extremes vectorise.
+    let turn = |bits: i32| bits ^ ((bits >> 31) as u32 >> 1) as i32;
+    let (least, most) = values.iter().fold((i32::MAX, i32::MIN), |(least, most), x| {
+        let key = turn(x.to_bits() as i32);
+        (least.min(key), most.max(key))
+    });
+    let first = |key: i32| {
+        let value = f32::from_bits(turn(key) as u32);
+        let zero = |x: &&f32| **x == 0.0;
+        if value == 0.0 { values.iter().find(zero).copied().unwrap_or(0.0) } else { value }
+    };
+    (first(least), first(most))
+}
+
 /// The weight of largest magnitude with its sign, of equals the first; 0 for an empty slice.
 #[inline(always)]
 pub(crate) fn extreme(values: &[f32]) -> f32 {

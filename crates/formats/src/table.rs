@@ -1,6 +1,6 @@
 use crate::{
-    AnyFormat, BF16, Erased, Error, F16, F32, INTS, Int8, Nf4, Nf4Dq, Q2K, Q3K, Q4_0, Q4K, Q5_0,
-    Q5K, Q6K, Q8_0,
+    AnyFormat, BF16, Erased, Error, F16, F32, INTS, Int8, Iq4Nl, Iq4Xs, Nf4, Nf4Dq, Q2K, Q3K, Q4_0,
+    Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
 };
 
 /// Every format there is, one line each; a family that differs by numbers has one line in all.
@@ -13,8 +13,12 @@ const LAST: &[&dyn AnyFormat] = &[
     &Erased::<Nf4>::NEW,
     &Nf4Dq,
     &Erased::<Q8_0>::NEW,
+    &Erased::<Q5_1>::NEW,
     &Erased::<Q5_0>::NEW,
+    &Erased::<Q4_1>::NEW,
     &Erased::<Q4_0>::NEW,
+    &Erased::<Iq4Nl>::NEW,
+    &Erased::<Iq4Xs>::NEW,
     &Erased::<Q6K>::NEW,
     &Erased::<Q5K>::NEW,
     &Erased::<Q4K>::NEW,

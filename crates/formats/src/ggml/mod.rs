@@ -72,6 +72,9 @@ macro_rules! super_format {
 }
 
 mod affine;
+mod importance;
+mod iq4_nl;
+mod iq4_xs;
 mod lanes;
 mod q2_k;
 mod q3_k;
@@ -79,12 +82,19 @@ mod q4_k;
 mod q5_k;
 mod q6_k;
 mod sixes;
+pub(crate) mod small;
 mod superblock;
 mod symmetric;
+mod table;
+mod with_minimum;
 
+pub use iq4_nl::Iq4Nl;
+pub use iq4_xs::Iq4Xs;
 pub use q2_k::Q2K;
 pub use q3_k::Q3K;
 pub use q4_k::Q4K;
 pub use q5_k::Q5K;
 pub use q6_k::Q6K;
 pub use sixes::Sixes;
+pub use table::IQ4_LEVELS;
+pub use with_minimum::{Q4_1, Q5_1};

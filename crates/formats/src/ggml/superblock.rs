@@ -2,6 +2,7 @@
 
 use lathe_simd::{Isa, Op};
 
+use super::importance::tempered;
 use super::lanes::{F, LANES, Number, side_by_side};
 use crate::{Affine, Effort, Format, Levels, Scales, Span, round::nearest_wrapped};
 
@@ -129,19 +130,6 @@ pub(crate) fn fit<B: Super>(span: Span<'_>, scales: &mut Scales) {
     scales.affine.extend((0..WEIGHTS / B::GROUP).map(|group| block.affine(group)));
     scales.stored.clear();
     scales.stored.extend_from_slice(bytemuck::bytes_of(&block));
-}
-
-/// Importance of mean 1 that leaves no column without a say; none where all are alike or nothing
-/// is known. What calibration never saw may yet be used, and errors of numbers that weigh nothing
-/// have no scale of least error.
-fn tempered(importance: &[f32]) -> Option<Vec<f32>> {
-    const LEAST: f32 = 1e-4;
-    let largest = importance.iter().fold(0.0, |most: f32, x| most.max(*x));
-    if largest == 0.0 {
-        return None;
-    }
-    let mean = importance.iter().map(|x| x / largest).sum::<f32>() / importance.len() as f32;
-    Some(importance.iter().map(|x| (x / largest / mean).max(LEAST)).collect())
 }
 
 /// Puts codes beside the scales of [`fit`].

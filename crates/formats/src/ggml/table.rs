@@ -32,6 +32,15 @@ pub(crate) fn nearest(x: f32) -> u8 {
     FROM.iter().fold(0, |code, from| code + u8::from(x >= *from))
 }
 
+/// The codes of the levels nearest to `weights / scale`.
+#[inline(always)]
+pub(crate) fn nearest_codes(scale: f32, weights: &[f32], codes: &mut [u8]) {
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    for (code, x) in codes.iter_mut().zip(weights) {
+        *code = nearest(inverse * x);
+    }
+}
+
 /// The level nearest to `x`.
 #[inline(always)]
 fn level<T: Number>(x: T) -> T {
