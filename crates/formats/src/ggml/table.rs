@@ -17,7 +17,7 @@ const FROM: [f32; 15] = {
     while k < 15 {
         let (below, above) = (IQ4_LEVELS[k], IQ4_LEVELS[k + 1]);
         let mut x = (below + above) / 2.0;
-        while !(x.next_down() - below < above - x.next_down()) {
+        while x.next_down() - below >= above - x.next_down() {
             x = x.next_down();
         }
         from[k] = x;
