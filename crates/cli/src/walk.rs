@@ -14,7 +14,7 @@ use lathe_base::{Progress, Seconds};
 use lathe_bench::{Launcher, Workload};
 use lathe_machine::Machine;
 use lathe_optimize::{
-    BASE, Basis, Candidate, LAYOUT, Made, Planned, Run, Settings, Walk, judge, plan, rank,
+    BASE, Basis, Candidate, Coding, LAYOUT, Made, Planned, Run, Settings, Walk, judge, plan, rank,
 };
 
 use crate::{
@@ -161,8 +161,10 @@ fn settings(args: &OptimizeArgs, model_context: usize) -> anyhow::Result<Setting
         context,
         batch: needs.batch,
         threads: measuring.threads.unwrap_or_else(default_threads),
-        kv: measuring.kv.clone(),
+        kv: measuring.kv.first().cloned().unwrap_or_else(|| "f16".to_owned()),
+        kvs: measuring.kv.iter().skip(1).cloned().collect(),
         formats: measuring.formats()?,
+        kv_for_all: measuring.chose_formats(),
         workload: Workload {
             prompt_tokens,
             new_tokens,
@@ -203,11 +205,8 @@ fn planned(
     let mut base = plan(&basis, Candidate::base(stored, &settings.kv), Ok(shop.base_sizes()));
     // The base is measured whatever it takes: everything is compared with it.
     let base_trouble = base.dropped.take();
-    let mut others: Vec<Planned> = settings
-        .formats
-        .iter()
-        .filter(|format| shop.is_worth_making(format))
-        .filter_map(|format| Candidate::of(format, &settings.kv))
+    let mut others: Vec<Planned> = candidates(shop, settings, stored)
+        .into_iter()
         .map(|candidate| {
             let sizes = shop.sizes(&candidate);
             plan(&basis, candidate, sizes)
@@ -218,6 +217,26 @@ fn planned(
         progress.note(&format!("the base model itself {why}; it is measured for comparison"));
     }
     std::iter::once(base).chain(others).collect()
+}
+
+/// Weights that make the model smaller, and the KV caches to try on them.
+fn candidates(shop: &Shop, settings: &Settings, stored: &str) -> Vec<Candidate> {
+    let weights: Vec<Candidate> = settings
+        .formats
+        .iter()
+        .map(|text| Coding::parse(text))
+        .filter(|coding| shop.is_worth_making(&coding.format))
+        .map(|coding| Candidate::of(coding, &settings.kv))
+        .collect();
+    let base = Candidate::base(stored, &settings.kv);
+    let mut caches = Vec::new();
+    for kv in settings.kvs.iter().filter(|kv| **kv != settings.kv) {
+        caches.push(base.with_kv(kv));
+        if settings.kv_for_all {
+            caches.extend(weights.iter().map(|candidate| candidate.with_kv(kv)));
+        }
+    }
+    weights.into_iter().chain(caches).collect()
 }
 
 fn announce(plan: &[Planned], progress: &dyn Progress) {

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// One configuration that can be made and run: engine × weight format × KV cache type.
+/// One configuration that can be made and run: engine × weights × KV cache type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Candidate {
     /// Unique in a run and safe as a file name.
@@ -9,34 +9,89 @@ pub struct Candidate {
     pub label: String,
     /// The engine's name, as the command line knows it.
     pub engine: String,
-    /// A format's name, or `None` for the model as it came.
-    pub format: Option<String>,
-    /// Type of the KV cache: `f16`, `f32`.
+    /// What the weights are made into; `None` for the model as it came.
+    pub weights: Option<Coding>,
+    /// Type of the KV cache, as the engine knows it: `f16`, `int8`.
     pub kv: String,
 }
 
-/// The weight formats that are tried, in no particular order: the plan ranks them.
+/// What weights are made into, in the words of `lathe quantize`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coding {
+    /// A format, or one of llama.cpp's mixes of them.
+    pub format: String,
+    /// How the codes are chosen: a method's name.
+    pub method: String,
+}
+
+/// Weights that are tried unless others are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    pub format: &'static str,
+    pub method: &'static str,
+    /// For people.
+    pub label: &'static str,
+}
+
+/// The method that needs no calibration: each weight gets the nearest code.
+pub const PLAIN: &str = "rtn";
+
+const fn way(format: &'static str, method: &'static str, label: &'static str) -> Way {
+    Way { format, method, label }
+}
+
+/// What is tried by default, in no particular order: the plan ranks them.
 ///
-/// Each with its name for people.
-pub const WEIGHT_FORMATS: &[(&str, &str)] = &[
-    ("f16", "F16"),
-    ("bf16", "BF16"),
-    ("q8_0", "GGUF Q8_0"),
-    ("int8", "INT8 per channel"),
-    ("q5_0", "GGUF Q5_0"),
-    ("q4_0", "GGUF Q4_0"),
-    ("int4_g32", "INT4 g32"),
-    ("int4_g64", "INT4 g64"),
-    ("int4_g128", "INT4 g128"),
-    ("int4_asym_g32", "INT4 g32 asymmetric"),
-    ("int4_asym_g64", "INT4 g64 asymmetric"),
-    ("int4_asym_g128", "INT4 g128 asymmetric"),
-    ("nf4", "NF4"),
-    ("nf4_dq", "NF4 double quant"),
+/// One or two of each kind that people deploy; what differs from one of these only by being worse
+/// at the same size (INT4 without zero points beside INT4 with them, by rounding where GPTQ does
+/// it) is left to those who ask for it.
+pub const WAYS: &[Way] = &[
+    way("f16", PLAIN, "F16"),
+    way("bf16", PLAIN, "BF16"),
+    way("q8_0", PLAIN, "GGUF Q8_0"),
+    way("int8", PLAIN, "INT8 per channel"),
+    way("q6_k", PLAIN, "GGUF Q6_K"),
+    way("q5_k_m", PLAIN, "GGUF Q5_K_M"),
+    way("q4_k_m", PLAIN, "GGUF Q4_K_M"),
+    way("q4_k_m", "gptq", "GGUF Q4_K_M, GPTQ"),
+    way("q4_0", PLAIN, "GGUF Q4_0"),
+    way("q3_k_m", "gptq", "GGUF Q3_K_M, GPTQ"),
+    way("int4_g32", "gptq", "INT4 g32, GPTQ"),
+    way("int4_g128", PLAIN, "INT4 g128"),
+    way("int4_g128", "gptq", "INT4 g128, GPTQ"),
+    way("int4_asym_g128", "awq", "INT4 g128 asymmetric, AWQ"),
+    way("nf4_dq", PLAIN, "NF4 double quant"),
 ];
 
 /// The id of the unquantized model, with which everything is compared.
 pub const BASE: &str = "base";
+
+impl Coding {
+    /// `FORMAT` or `FORMAT+METHOD`.
+    pub fn parse(text: &str) -> Self {
+        let (format, method) = text.split_once('+').unwrap_or((text, PLAIN));
+        Self { format: format.to_lowercase(), method: method.to_lowercase() }
+    }
+
+    /// The same in one word: `q4_k_m+gptq`.
+    pub fn name(&self) -> String {
+        match self.method.as_str() {
+            PLAIN => self.format.clone(),
+            method => format!("{}+{method}", self.format),
+        }
+    }
+
+    fn label(&self) -> String {
+        let known = WAYS.iter().find(|way| way.format == self.format && way.method == self.method);
+        known.map_or_else(
+            || match self.method.as_str() {
+                PLAIN => self.format.to_uppercase(),
+                method => format!("{}, {}", self.format.to_uppercase(), method.to_uppercase()),
+            },
+            |way| way.label.to_owned(),
+        )
+    }
+}
 
 impl Candidate {
     /// The model as it came.
@@ -45,26 +100,40 @@ impl Candidate {
             id: BASE.to_owned(),
             label: format!("{} (base)", stored.to_uppercase()),
             engine: "native".to_owned(),
-            format: None,
+            weights: None,
             kv: kv.to_owned(),
         }
     }
 
-    /// The model in another weight format; `None` for an unknown one.
-    pub fn of(format: &str, kv: &str) -> Option<Self> {
-        let (name, label) = WEIGHT_FORMATS.iter().find(|(name, _)| *name == format)?;
-        Some(Self {
-            id: (*name).to_owned(),
-            label: (*label).to_owned(),
+    /// The model with its weights made into something else.
+    pub fn of(weights: Coding, kv: &str) -> Self {
+        Self {
+            id: weights.name(),
+            label: weights.label(),
             engine: "native".to_owned(),
-            format: Some((*name).to_owned()),
+            weights: Some(weights),
             kv: kv.to_owned(),
-        })
+        }
     }
 
-    /// Whether the candidate is the model as it came.
+    /// The same files with another type of KV cache.
+    pub fn with_kv(&self, kv: &str) -> Self {
+        Self {
+            id: format!("{}@{kv}", self.id),
+            label: format!("{}, KV {}", self.label.replace(" (base)", ""), kv.to_uppercase()),
+            kv: kv.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// The id of the candidate whose files this one runs: its own, unless only the KV cache differs.
+    pub fn files(&self) -> &str {
+        self.id.split_once('@').map_or(&self.id, |(files, _)| files)
+    }
+
+    /// Whether this is what everything is compared with.
     pub fn is_base(&self) -> bool {
-        self.format.is_none()
+        self.id == BASE
     }
 }
 
@@ -75,12 +144,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_format_tried_is_a_format_that_exists() {
-        let mut ids = BTreeSet::new();
-        for (name, _) in WEIGHT_FORMATS {
-            assert!(lathe_formats::by_name(name).is_ok(), "{name} is not in FORMATS");
-            assert!(ids.insert(Candidate::of(name, "f16").unwrap().id));
+    fn every_way_has_its_own_name_and_label() {
+        let (mut ids, mut labels) = (BTreeSet::new(), BTreeSet::new());
+        for way in WAYS {
+            let name = match way.method {
+                PLAIN => way.format.to_owned(),
+                method => format!("{}+{method}", way.format),
+            };
+            let candidate = Candidate::of(Coding::parse(&name), "f16");
+            assert_eq!(candidate.id, name);
+            assert_eq!(candidate.label, way.label);
+            assert!(ids.insert(candidate.id) && labels.insert(way.label));
         }
-        assert!(Candidate::of("q9_9", "f16").is_none());
+    }
+
+    #[test]
+    fn another_kv_cache_runs_the_same_files() {
+        let base = Candidate::base("bf16", "f16");
+        let other = base.with_kv("int8");
+        assert_eq!((other.files(), other.label.as_str()), (BASE, "BF16, KV INT8"));
+        assert!(base.is_base() && !other.is_base());
+        assert_eq!(Candidate::of(Coding::parse("Q4_0"), "f16").with_kv("int8").files(), "q4_0");
     }
 }

@@ -10,7 +10,7 @@ use lathe_report::{
 use lathe_stats::{Bootstrap, Interval};
 
 use crate::{
-    BASE, Made, Planned, Run, picks,
+    BASE, Candidate, Made, PLAIN, Planned, Run, picks,
     requirements::{Requirement, Unit, three_digits},
     verdict::{relaxations, verdicts, words},
 };
@@ -159,7 +159,10 @@ fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
         id: id.to_owned(),
         label: candidate.label.clone(),
         engine: candidate.engine.clone(),
-        format: candidate.format.clone().unwrap_or_else(|| run.model.stored_format.clone()),
+        format: candidate
+            .weights
+            .as_ref()
+            .map_or_else(|| run.model.stored_format.clone(), |w| w.name()),
         kv: candidate.kv.clone(),
         size: made.size,
         bits_per_weight: made.bits_per_weight,
@@ -190,8 +193,8 @@ fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
         balance: None,
         sample: run.texts.get(id).cloned(),
         notes,
-        make: make_command(run, candidate.format.as_deref()),
-        run: run_command(run, made, candidate.is_base()),
+        make: make_command(run, candidate),
+        run: run_command(run, made, candidate),
     }
 }
 
@@ -210,17 +213,30 @@ fn cost(rate: Interval, per_hour: f64) -> Option<Interval> {
     (rate.low > 0.0).then(|| rate.map(|tokens| per_hour / (tokens * 3600.0) * 1e6))
 }
 
-fn make_command(run: &Run, format: Option<&str>) -> String {
+fn make_command(run: &Run, candidate: &Candidate) -> String {
     let model = &run.model.name;
-    match format {
-        None => "nothing to do: the model as it is".to_owned(),
-        Some(format) => format!("lathe quantize {model} --to {format} -o {model}-{format}"),
-    }
+    let Some(weights) = &candidate.weights else {
+        return "nothing to do: the model as it is".to_owned();
+    };
+    let method = match weights.method.as_str() {
+        PLAIN => String::new(),
+        method => format!(" --method {method}"),
+    };
+    format!("lathe quantize {model} --to {}{method} -o {model}-{}", weights.format, weights.name())
 }
 
-fn run_command(run: &Run, made: &Made, base: bool) -> String {
+fn run_command(run: &Run, made: &Made, candidate: &Candidate) -> String {
     let path = Path::new(&run.folder).join(&made.path);
-    format!("lathe chat {}", if base { run.model.name.clone() } else { path.display().to_string() })
+    let model = match candidate.weights {
+        Some(_) => path.display().to_string(),
+        None => run.model.name.clone(),
+    };
+    let kv = if candidate.kv == run.settings.kv && candidate.kv == "f16" {
+        String::new()
+    } else {
+        format!(" --kv {}", candidate.kv)
+    };
+    format!("lathe chat {model}{kv}")
 }
 
 fn shown(requirement: &Requirement) -> Shown {

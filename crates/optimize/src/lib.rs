@@ -14,11 +14,11 @@ mod requirements;
 mod verdict;
 mod walk;
 
-pub use candidate::{BASE, Candidate, WEIGHT_FORMATS};
+pub use candidate::{BASE, Candidate, Coding, PLAIN, WAYS, Way};
 pub use error::Error;
 pub use hash::{sha256, sha256_file};
 pub use judge::judge;
-pub use plan::{Basis, Planned, Sizes, plan, rank};
+pub use plan::{Basis, Cost, Planned, Sizes, plan, rank};
 pub use record::{Binary, DataFacts, LAYOUT, Made, ModelFacts, Run, Settings};
 pub use requirements::Requirements;
 pub use walk::{EngineOrder, Precision, Walk, Workshop, size_of};

@@ -1,4 +1,4 @@
-use lathe_base::Bytes;
+use lathe_base::{Bytes, Seconds};
 use lathe_formats::KvType;
 use lathe_machine::Machine;
 use lathe_models::Spec;
@@ -21,8 +21,18 @@ pub struct Planned {
     /// per token allows at the measured bandwidth; `None` where the weights fit the last-level
     /// cache and memory is no roof.
     pub decode_roof: Option<f64>,
+    /// What making it is expected to take; nothing for the files that are there.
+    pub make: Cost,
     /// Why it is not tried.
     pub dropped: Option<String>,
+}
+
+/// What making a candidate's files takes, estimated beforehand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    pub time: Seconds,
+    /// Of the job, without what the operating system keeps of files.
+    pub memory: Bytes,
 }
 
 impl Planned {
@@ -52,6 +62,8 @@ pub struct Sizes {
     /// one row unless the head is tied to it.
     pub read: Bytes,
     pub bits_per_weight: f64,
+    /// What making them takes.
+    pub make: Cost,
 }
 
 /// Plans a candidate; `sizes` is what it would take, or why it cannot be made.
@@ -75,6 +87,7 @@ pub fn plan(basis: &Basis<'_>, candidate: Candidate, sizes: Result<Sizes, String
         kv_bytes: spec.cache_bytes(basis.context, basis.batch, kv),
         activation_bytes: spec.activation_bytes(basis.chunk.min(basis.context), basis.batch),
         decode_roof: roof(basis.machine, sizes.read, half_context),
+        make: sizes.make,
         dropped: trouble,
     };
     planned.dropped = planned.dropped.take().or_else(|| reason_to_drop(basis, &planned));
@@ -109,6 +122,10 @@ fn reason_to_drop(basis: &Basis<'_>, planned: &Planned) -> Option<String> {
     if let Some(limit) = basis.requirements.max_size.filter(|&limit| planned.weight_bytes > limit) {
         let size = planned.weight_bytes;
         return Some(format!("takes {size} on disk, more than the {limit} allowed"));
+    }
+    if planned.make.memory > capacity {
+        let make = planned.make.memory;
+        return Some(format!("making it needs {make} of memory; this machine has {capacity}"));
     }
     let (needed, roof) = (basis.requirements.min_decode_tps?, planned.decode_roof?);
     (roof * ROOF_MARGIN < needed).then(|| {

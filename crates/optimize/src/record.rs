@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Planned, Requirements};
 
 /// Version of `run.json`'s layout; a run of another version is refused, not misread.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// A run, as raw as it was measured: `run.json`. Every figure, chart and verdict is computed from
 /// it by [`crate::judge`].
@@ -69,7 +69,13 @@ pub struct Settings {
     pub context: usize,
     pub batch: usize,
     pub threads: usize,
+    /// Type of the KV cache of every candidate but those of `kvs`.
     pub kv: String,
+    /// Further types, each tried on the model as it came, and on the `formats` asked for by name.
+    pub kvs: Vec<String>,
+    /// Whether `kvs` are tried on all `formats`, which the user then named.
+    pub kv_for_all: bool,
+    /// What weights are made into, as `FORMAT` or `FORMAT+METHOD`.
     pub formats: Vec<String>,
     pub workload: Workload,
     /// Rounds that every candidate gets, and the most that an undecided one gets.

@@ -219,6 +219,17 @@ impl<'a> Walk<'a> {
         {
             return Ok(());
         }
+        if candidate.files() != id {
+            // Only the KV cache differs: made with the files, or not at all.
+            match self.run.made.get(candidate.files()) {
+                Some(made) => drop(self.run.made.insert(id.clone(), made.clone())),
+                None => {
+                    let why = format!("{} could not be made", candidate.files());
+                    self.run.given_up.insert(id.clone(), why);
+                }
+            }
+            return self.save();
+        }
         let start = self.now();
         let out = self.folder.join("models").join(id);
         match self.workshop.make(candidate, out, self.progress) {
@@ -357,7 +368,10 @@ impl<'a> Walk<'a> {
     fn tidy(&mut self) -> Result<(), Error> {
         let report = judge(&self.run);
         for (id, made) in &self.run.made {
-            if id == BASE || report.picks.iter().any(|pick| pick.row == *id) {
+            let files = |id: &str| self.run.planned(id).map(|p| p.candidate.files().to_owned());
+            let own = files(id);
+            let needed = report.picks.iter().any(|pick| files(&pick.row) == own);
+            if own.as_deref() == Some(BASE) || needed {
                 continue;
             }
             let path = self.folder.join(&made.path);
@@ -382,7 +396,8 @@ impl<'a> Walk<'a> {
         let planned: Option<&Planned> = self.run.planned(id);
         let made = self.run.made.get(id).map(|made| made.path.clone()).unwrap_or_default();
         // The base's path is the user's; what we made lies in the run's folder.
-        let model = if id == BASE { made } else { self.folder.join(made) };
+        let of_base = planned.is_some_and(|p| p.candidate.files() == BASE);
+        let model = if of_base { made } else { self.folder.join(made) };
         let streams = settings.workload.streams.iter().copied().max().unwrap_or(1).max(1);
         EngineOrder {
             engine: planned.map_or_else(|| "native".into(), |p| p.candidate.engine.clone()),
@@ -390,7 +405,13 @@ impl<'a> Walk<'a> {
             threads: settings.threads,
             context: settings.context.max(settings.workload.context()),
             batch: if trial { streams } else { 1 },
-            kv: settings.kv.clone(),
+            // The reference and its rounded twin are the model itself, without what a cache loses.
+            kv: match precision {
+                Precision::Fast => {
+                    planned.map_or_else(|| settings.kv.clone(), |p| p.candidate.kv.clone())
+                }
+                Precision::Exact | Precision::Bf16 => "f32".to_owned(),
+            },
             precision,
         }
     }

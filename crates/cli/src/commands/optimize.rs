@@ -1,12 +1,13 @@
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::Args;
 use lathe_base::{Bytes, Seconds};
-use lathe_optimize::{Requirements, WEIGHT_FORMATS};
+use lathe_optimize::{Coding, PLAIN, Requirements, WAYS};
+use lathe_quantizers::{METHODS, Method};
 use lathe_report::Weights;
 
-use crate::{args::Global, exit::Ended, walk};
+use crate::{args::Global, commands::quantize::goal, exit::Ended, walk};
 
 /// Options of `lathe optimize`.
 #[derive(Args)]
@@ -98,12 +99,14 @@ pub(crate) struct Needs {
 #[derive(Args)]
 #[command(next_help_heading = "Measuring")]
 pub(crate) struct Measuring {
-    /// Weight formats to try, such as q8_0,q4_0,nf4 [default: all]
+    /// What weights are made into, as in q8_0,q4_k_m,int4_g128+gptq: formats or mixes, each with
+    /// a method of `lathe quantize` [default: the usual ones]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     formats: Vec<String>,
-    /// Type of the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = lathe_formats::KvType::NAMES)]
-    pub(crate) kv: String,
+    /// Types of the KV cache: the first is every configuration's, further ones are tried on the
+    /// model as it came, and on --formats
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "f16,int8", value_parser = lathe_formats::KvType::NAMES)]
+    pub(crate) kv: Vec<String>,
     /// Threads of the engine [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<usize>,
@@ -173,19 +176,38 @@ impl Needs {
 }
 
 impl Measuring {
-    /// The formats asked for, or all.
+    /// What weights are made into: what was asked for, or the usual.
     pub(crate) fn formats(&self) -> anyhow::Result<Vec<String>> {
-        let known = || WEIGHT_FORMATS.iter().map(|(name, _)| *name);
-        for name in &self.formats {
-            if !known().any(|k| k == name) {
-                let list = known().collect::<Vec<_>>().join(", ");
-                bail!("--formats: there is no format `{name}`; choose from {list}");
-            }
-        }
         if self.formats.is_empty() {
-            return Ok(known().map(str::to_owned).collect());
+            let usual = WAYS.iter().map(|way| match way.method {
+                PLAIN => way.format.to_owned(),
+                method => format!("{}+{method}", way.format),
+            });
+            return Ok(usual.collect());
         }
-        Ok(self.formats.clone())
+        let mut asked = Vec::new();
+        for text in &self.formats {
+            let coding = Coding::parse(text);
+            let method = Method::by_name(&coding.method).ok_or_else(|| {
+                let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
+                let (found, known) = (&coding.method, known.join(", "));
+                anyhow!("--formats {text}: there is no method `{found}`; choose from {known}")
+            })?;
+            let recipe = goal(&coding.format)
+                .map_err(|error| anyhow!("--formats {text}: {error}"))?
+                .recipe()?;
+            if !(method.suits)(recipe.to) {
+                bail!("--formats {text}: {} is not for {}", method.name, coding.format);
+            }
+            asked.push(coding.name());
+        }
+        asked.dedup();
+        Ok(asked)
+    }
+
+    /// Whether the user chose the formats.
+    pub(crate) fn chose_formats(&self) -> bool {
+        !self.formats.is_empty()
     }
 }
 

@@ -14,16 +14,17 @@ use lathe_eval::{
 use lathe_files::Checkpoint;
 use lathe_models::{Kind, Model, Spec};
 use lathe_optimize::{
-    Candidate, EngineOrder, Made, ModelFacts, Settings, Sizes, Workshop, sha256, size_of,
+    Candidate, Coding, Cost, EngineOrder, Made, ModelFacts, Settings, Sizes, Workshop, sha256,
+    size_of,
 };
-use lathe_quantizers::{Plan, Recipe, Target};
+use lathe_quantizers::{Plan, Target};
 use lathe_tokens::{Template, Tokenizer};
 
 use super::{
     data::{Data, Source},
     facts::model_hashes,
 };
-use crate::{making::Making, open};
+use crate::{commands::quantize::goal, making::Making, open};
 
 /// How long the text is that every candidate writes for the eye.
 const SAMPLE_TOKENS: usize = 60;
@@ -129,15 +130,16 @@ impl Shop {
         most.map_or_else(|| "unknown".to_owned(), |(name, _)| name)
     }
 
-    /// Whether a format can make the model smaller: nothing is gained by writing a model in the
-    /// format that it has, or one with more bits.
+    /// Whether a format or mix can make the model smaller: nothing is gained by writing a model in
+    /// the format that it has, or one with more bits.
     pub(crate) fn is_worth_making(&self, format: &str) -> bool {
         let stored = self.stored_format();
         let bits = |name: &str| {
             let format = lathe_formats::by_name(name).ok()?;
             Some(format.row_bytes(4096) as f64 * 8.0 / 4096.0)
         };
-        match (bits(&stored), bits(format)) {
+        let wanted = goal(format).ok().and_then(|goal| Some(goal.recipe().ok()?.to.name()));
+        match (bits(&stored), wanted.and_then(bits)) {
             (Some(stored), Some(candidate)) => candidate < stored,
             _ => true,
         }
@@ -151,24 +153,25 @@ impl Shop {
         let table = if spec.tied_head { 0 } else { (spec.vocab - 1) * spec.width };
         let unread = (table as f64 * bits / 8.0) as u64;
         let read = lathe_base::Bytes(stored.0.saturating_sub(unread));
-        Sizes { weights: stored, read, bits_per_weight: bits }
+        Sizes { weights: stored, read, bits_per_weight: bits, make: Cost::default() }
     }
 
     /// What a candidate will take, from the plan by which it is made.
     pub(crate) fn sizes(&self, candidate: &Candidate) -> Result<Sizes, String> {
-        let plan = self.plan(candidate)?;
+        let Some(coding) = &candidate.weights else { return Ok(self.base_sizes()) };
+        let plan = self.plan(coding)?;
         let unread = |tensor: &&lathe_quantizers::Planned| {
             tensor.kind == Kind::Embedding && !self.spec().tied_head
         };
         let table: u64 = plan.tensors.iter().filter(unread).map(|t| t.bytes().0).sum();
         let read = lathe_base::Bytes(plan.bytes().0 - table);
-        Ok(Sizes { weights: plan.bytes(), read, bits_per_weight: plan.bits_per_weight() })
+        let bits_per_weight = plan.bits_per_weight();
+        Ok(Sizes { weights: plan.bytes(), read, bits_per_weight, make: Cost::default() })
     }
 
-    fn plan(&self, candidate: &Candidate) -> Result<Plan, String> {
-        let name = candidate.format.as_deref().unwrap_or_default();
-        let recipe = Recipe::new(lathe_formats::by_name(name).map_err(|e| e.to_string())?);
-        Plan::new(&self.model, &self.checkpoint, &recipe).map_err(|e| e.to_string())
+    fn plan(&self, coding: &Coding) -> Result<Plan, String> {
+        let recipe = goal(&coding.format)?.recipe().map_err(|error| format!("{error:#}"))?;
+        Plan::new(&self.model, &self.checkpoint, &recipe).map_err(|error| error.to_string())
     }
 
     /// What the reader of the report should know of the choice of texts.
@@ -198,7 +201,8 @@ impl Workshop for Shop {
         progress: &dyn Progress,
     ) -> Result<Made, String> {
         let start = Instant::now();
-        let plan = self.plan(candidate)?;
+        let coding = candidate.weights.as_ref().ok_or("the base is there already")?;
+        let plan = self.plan(coding)?;
         let path = match plan.target {
             Target::Gguf => out.with_extension("gguf"),
             Target::SafeTensors => out,
