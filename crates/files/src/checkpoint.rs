@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::{
     Error, Folder, Result, Tensors,
     gguf::Metadata,
-    layout::{self, Weight},
+    layout::{self, Method, Weight},
     near::nearest,
     open,
 };
@@ -79,7 +79,8 @@ impl Checkpoint {
 
     fn from_parts(parts: open::Parts) -> Result<Self> {
         let open::Parts { path, container, config, gguf, files, folder, tensors } = parts;
-        let weights = layout::regroup(&path, &config, &tensors)?;
+        let method = Method::read(&path, &config, &folder)?;
+        let weights = layout::regroup(&path, &method, &tensors)?;
         let by_name = weights.iter().enumerate().map(|(i, (n, _))| (n.clone(), i)).collect();
         Ok(Self { path, container, config, gguf, files, folder, tensors, weights, by_name })
     }
@@ -91,7 +92,7 @@ impl Checkpoint {
     }
 
     /// The weight called `name`, as it is stored: mapped from the file where the file's layout is
-    /// the format's, regrouped where it is bitsandbytes' or compressed-tensors'.
+    /// the format's, regrouped where it is that of a tool such as GPTQ or bitsandbytes.
     ///
     /// **Shapes**: rows are all dimensions but the last; a vector is one row.
     pub fn weight(&self, name: &str) -> Result<Blocks> {

@@ -5,6 +5,7 @@
 //! there before anything is allocated, and what is wrong comes back as an [`Error`] that names the
 //! file and says what to do. Tensor data stays in the memory map until somebody asks for it.
 
+mod card;
 mod checkpoint;
 mod dtype;
 mod error;
@@ -22,12 +23,14 @@ mod safetensors;
 mod tensors;
 mod write;
 
+pub use card::{Card, Figure, Origin};
 pub use checkpoint::{Checkpoint, Container};
 pub use dtype::Dtype;
 pub use error::Error;
 pub use folder::Folder;
 pub use hub::{Hub, fetch, locate};
 pub use imatrix::{Imatrix, ImatrixKind, Squares};
+pub use layout::{Activations, Layout};
 pub use mapped::release;
 pub use tensors::{Stored, Tensors};
 pub use write::{

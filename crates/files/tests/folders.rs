@@ -21,7 +21,7 @@ fn plan() -> Vec<Planned> {
 fn model(path: &Path, sharded: bool) {
     let (plan, config) = (plan(), Map::new());
     let shard = if sharded { lathe_base::Bytes(1) } else { FolderPlan::SHARD };
-    let folder = FolderPlan { config: &config, sides: &Folder::None, tensors: &plan, shard };
+    let folder = FolderPlan { shard, ..FolderPlan::new(&config, &Folder::None, &plan) };
     let target = Target { path, replace: false, fingerprint: "" };
     let mut writer = write_folder(target, folder).unwrap();
     for planned in &plan {

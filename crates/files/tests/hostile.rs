@@ -42,7 +42,8 @@ fn fill(mut writer: Box<dyn Writer>, plan: &[Planned]) {
 fn plan(formats: &[&str]) -> Vec<Planned> {
     let one = |format: &&str| Planned {
         name: format!("model.{format}.weight"),
-        shape: vec![2, 64],
+        // GPTQ and AWQ pack whole words along the rows as well.
+        shape: vec![if format.contains("_f16") { 32 } else { 2 }, 64],
         format: by_name(format).unwrap(),
     };
     formats.iter().map(one).collect()
@@ -52,8 +53,8 @@ fn safetensors(formats: &[&str]) -> Vec<u8> {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("m");
     let plan = plan(formats);
-    let (config, shard) = (Map::new(), FolderPlan::SHARD);
-    let folder = FolderPlan { config: &config, sides: &Folder::None, tensors: &plan, shard };
+    let config = Map::new();
+    let folder = FolderPlan::new(&config, &Folder::None, &plan);
     let target = Target { path: &path, replace: false, fingerprint: "" };
     fill(write_folder(target, folder).unwrap(), &plan);
     fs::read(path.join("model.safetensors")).unwrap()
@@ -90,6 +91,8 @@ fn samples() -> &'static [(&'static str, Vec<u8>)] {
             ("model.safetensors", safetensors(&["nf4", "f16"])),
             ("model.safetensors", safetensors(&["nf4_dq"])),
             ("model.safetensors", safetensors(&["int8", "int4_g32", "int4_asym_g64"])),
+            ("model.safetensors", safetensors(&["int3_g32_f16"])),
+            ("model.safetensors", safetensors(&["int4_asym_g32_f16"])),
             ("model.gguf", gguf()),
             ("model.pt", torch("today.pt")),
             ("model.pt", torch("legacy.pt")),
@@ -139,7 +142,7 @@ proptest! {
 
     #[test]
     fn a_file_with_many_bytes_altered_is_read_or_refused(
-        sample in 0usize..7,
+        sample in 0usize..9,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
     ) {
         let (name, mut bytes) = samples()[sample].clone();
@@ -326,15 +329,47 @@ fn quantized_parts_that_do_not_fit_together_are_refused() {
         ("int8", "[2,16]", "[16,2]"),
         ("int4_asym_g32", "weight_shape", "weight_shade"),
         ("int4_asym_g32", "\"shape\":[1,2]", "\"shape\":[2,1]"),
+        ("int4_g32_f16", "qzeros", "qzerox"),
+        ("int4_g32_f16", "\"shape\":[64]", "\"shape\":[46]"),
+        ("int4_g32_f16", "I32", "U32"),
+        ("int3_g32_f16", "scales", "scaled"),
+        ("int3_g32_f16", "\"shape\":[2,3]", "\"shape\":[3,2]"),
+        ("int4_asym_g32_f16", "\"shape\":[2,4]", "\"shape\":[4,2]"),
+        ("int4_asym_g32_f16", "qweight", "kweight"),
     ] {
         assert!(swap(&[format], from, to).is_err(), "{format}: {from}");
     }
 }
 
 #[test]
+fn rejects_group_numbers_beyond_the_groups() {
+    let mut bytes = safetensors(&["int4_g32_f16"]);
+    let whole = open(&[("config.json", b"{}"), ("model.safetensors", &bytes)]).unwrap();
+    let index = &whole.tensors.iter().find(|(name, _)| name.ends_with("g_idx")).unwrap().1.data;
+    let at = bytes.windows(index.len()).position(|w| w == *index).unwrap();
+    for (value, hint) in [(2i32, "group 2 of 2"), (-1, "group 4294967295"), (i32::MAX, "of 2")] {
+        bytes[at + 40..at + 44].copy_from_slice(&value.to_le_bytes());
+        let altered = open(&[("config.json", b"{}"), ("model.safetensors", &bytes)]).unwrap();
+        let error = altered.weight("model.int4_g32_f16.weight").unwrap_err().to_string();
+        assert!(error.contains(hint), "{error}");
+    }
+}
+
+#[test]
 fn other_quantization_methods_are_named_at_once() {
-    let config = br#"{"quantization_config": {"quant_method": "gptq"}}"#;
     let weights = safetensors(&["f32"]);
-    let error = open(&[("config.json", config), ("model.safetensors", &weights)]).unwrap_err();
-    assert!(error.to_string().contains("gptq"), "{error}");
+    for (config, said) in [
+        (json!({"quant_method": "aqlm"}), "aqlm"),
+        (json!({"quant_method": "gptq", "checkpoint_format": "marlin"}), "`marlin`"),
+        (json!({"quant_method": "awq", "version": "gemv"}), "`gemv`"),
+    ] {
+        let config = json!({"quantization_config": config}).to_string();
+        let files: [(&str, &[u8]); 2] =
+            [("config.json", config.as_bytes()), ("model.safetensors", &weights)];
+        let error = open(&files).unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    let beside: [(&str, &[u8]); 3] =
+        [("config.json", b"{}"), ("model.safetensors", &weights), ("quantize_config.json", b"{")];
+    assert!(open(&beside).unwrap_err().to_string().contains("quantize_config.json"));
 }

@@ -174,12 +174,7 @@ fn model() -> Vec<u8> {
     let format = lathe_formats::by_name("f32").unwrap();
     let plan = [Planned { name: "x.weight".into(), shape: vec![30, 100], format }];
     let config = Map::new();
-    let folder = FolderPlan {
-        config: &config,
-        sides: &Folder::None,
-        tensors: &plan,
-        shard: FolderPlan::SHARD,
-    };
+    let folder = FolderPlan::new(&config, &Folder::None, &plan);
     let target = Target { path: &path, replace: false, fingerprint: "" };
     let mut writer = write_folder(target, folder).unwrap();
     let numbers: Vec<f32> = (0..3000).map(|i| i as f32).collect();

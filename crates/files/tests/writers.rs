@@ -99,7 +99,7 @@ fn folder(path: &Path, tensors: &[(Planned, Blocks)], shard: u64) -> Result<Box<
         ("model.safetensors.index.json".into(), Buf::from_static(b"nor this one")),
         ("weights.bin".into(), Buf::from_static(b"nor this one")),
     ]);
-    let plan = FolderPlan { config: &config, sides: &sides, tensors: &plan, shard: Bytes(shard) };
+    let plan = FolderPlan { shard: Bytes(shard), ..FolderPlan::new(&config, &sides, &plan) };
     write_folder(target(path), plan)
 }
 
@@ -306,12 +306,7 @@ fn an_older_model_stays_until_the_new_one_is_complete() {
 
     let plan: Vec<_> = tensors.iter().map(|(planned, _)| planned.clone()).collect();
     let config = Map::new();
-    let plan = FolderPlan {
-        config: &config,
-        sides: &Folder::None,
-        tensors: &plan,
-        shard: FolderPlan::SHARD,
-    };
+    let plan = FolderPlan::new(&config, &Folder::None, &plan);
     let target = Target { path: &path, replace: true, fingerprint: "" };
     let writer = write_folder(target, plan).unwrap();
     assert_eq!(fs::read(path.join("config.json")).unwrap(), b"old");

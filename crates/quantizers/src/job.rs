@@ -94,8 +94,8 @@ impl Job<'_> {
             Target::SafeTensors => {
                 let checkpoint = self.checkpoint;
                 let (config, sides) = (&self.config(), &checkpoint.folder);
-                let shard = FolderPlan::SHARD;
-                write_folder(target, FolderPlan { config, sides, tensors: &plan, shard })?
+                let folder = FolderPlan::new(config, sides, &plan);
+                write_folder(target, FolderPlan { layout: self.plan.layout, ..folder })?
             }
         })
     }

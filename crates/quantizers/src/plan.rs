@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lathe_base::Bytes;
-use lathe_files::{Checkpoint, Container};
+use lathe_files::{Checkpoint, Container, Layout};
 use lathe_formats::{AnyFormat, by_name};
 use lathe_models::{Kind, Located, Model, Role, gguf};
 
@@ -20,6 +20,8 @@ pub struct Plan {
     pub mix: Option<&'static Mix>,
     /// The container of the result.
     pub target: Target,
+    /// The tool whose layout the quantized weights of a safetensors folder have; `Auto` in a GGUF.
+    pub layout: Layout,
     /// Every tensor of the result, in the order of the file.
     pub tensors: Vec<Planned>,
     /// What a reader should know: tensors that get another format than the one asked for, or that
@@ -96,7 +98,8 @@ impl Plan {
         if target == Target::Gguf && checkpoint.container != Container::Gguf {
             notes.extend(gguf::lost(model));
         }
-        let plan = Self { format: recipe.to, mix, target, tensors, notes };
+        let layout = layout(recipe, target, &tensors)?;
+        let plan = Self { format: recipe.to, mix, target, layout, tensors, notes };
         plan.check_that_something_fits()?;
         Ok(plan)
     }
@@ -111,7 +114,8 @@ impl Plan {
         let stored = |planned: &Planned| match self.target {
             Target::Gguf => planned.bytes(),
             Target::SafeTensors => {
-                lathe_files::folder_bytes(&planned.for_file()).unwrap_or(planned.bytes())
+                let bytes = lathe_files::folder_bytes(&planned.for_file(), self.layout);
+                bytes.unwrap_or(planned.bytes())
             }
         };
         self.tensors.iter().map(stored).sum()
@@ -153,6 +157,30 @@ impl Plan {
             },
         })
     }
+}
+
+/// The layout that holds all formats of the result.
+fn layout(recipe: &Recipe, target: Target, tensors: &[Planned]) -> Result<Layout, Error> {
+    if target == Target::Gguf {
+        return Ok(Layout::Auto);
+    }
+    let formats = || tensors.iter().map(|planned| planned.format as &dyn AnyFormat);
+    recipe.layout.choose(formats()).ok_or_else(|| {
+        let foreign = formats().find(|format| !recipe.layout.holds(*format));
+        let fits: Vec<_> = Layout::ALL
+            .into_iter()
+            .filter(|layout| formats().all(|format| layout.holds(format)))
+            .map(Layout::name)
+            .collect();
+        Error::Container {
+            container: recipe.layout.name(),
+            format: foreign.unwrap_or(recipe.to).name(),
+            instead: match fits.as_slice() {
+                [] => "no layout holds all formats that are asked for".to_owned(),
+                names => format!("these layouts do: {}", names.join(", ")),
+            },
+        }
+    })
 }
 
 struct Builder<'a> {

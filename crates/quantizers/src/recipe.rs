@@ -1,6 +1,6 @@
 use std::fmt;
 
-use lathe_files::{Container, gguf::GgmlType};
+use lathe_files::{Container, Layout, gguf::GgmlType};
 use lathe_formats::{AnyFormat, by_name};
 use lathe_models::Kind;
 use serde::Serialize;
@@ -26,6 +26,8 @@ pub struct Recipe {
     pub importance: bool,
     /// The container, if not the usual one for `to`.
     pub target: Option<Target>,
+    /// The tool whose layout the quantized weights of a safetensors folder have.
+    pub layout: Layout,
 }
 
 /// The container of the result.
@@ -50,6 +52,7 @@ impl Recipe {
             tensors: Overrides::default(),
             importance: false,
             target: None,
+            layout: Layout::Auto,
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use lathe_base::{Bytes, Progress};
-use lathe_files::Checkpoint;
+use lathe_files::{Checkpoint, Layout};
 use lathe_formats::AnyFormat;
 use lathe_models::Model;
 use lathe_quantizers::{Done, Mix, Overrides, Plan, Recipe, Rule, Summary, Target, mix_by_name};
@@ -61,6 +61,10 @@ pub(crate) struct QuantizeArgs {
     /// Kind of file [default: the one that holds the format, else the model's own]
     #[arg(long, value_name = "KIND")]
     container: Option<Container>,
+    /// Tool whose layout a Hugging Face folder's weights have: compressed-tensors, gptq, gptq-v2,
+    /// awq or bitsandbytes [default: the usual one of the format]
+    #[arg(long, value_name = "TOOL", value_parser = layout)]
+    layout: Option<Layout>,
     /// Threads [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     threads: Option<usize>,
@@ -90,6 +94,13 @@ impl Goal {
             Self::Mix(mix) => Recipe::mix(mix)?,
         })
     }
+}
+
+fn layout(name: &str) -> Result<Layout, String> {
+    Layout::by_name(name).ok_or_else(|| {
+        let known = Layout::ALL.map(Layout::name).join(", ");
+        format!("there is no layout `{name}`; the layouts are {known}")
+    })
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -191,12 +202,14 @@ impl QuantizeArgs {
             Container::Gguf => Target::Gguf,
         });
         let usual = self.to.recipe()?;
+        let folder = self.layout.map(|_| Target::SafeTensors);
         Ok(Recipe {
             embeddings: self.embeddings,
             head: self.head,
             pure: self.pure,
             tensors: Overrides { rules: self.tensors.clone(), ..Overrides::default() },
-            target: asked.or(by_name).or(usual.target),
+            target: asked.or(by_name).or(usual.target).or(folder),
+            layout: self.layout.unwrap_or_default(),
             ..usual
         })
     }

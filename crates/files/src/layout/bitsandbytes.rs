@@ -2,20 +2,22 @@
 //!
 //! **Source**: `QuantState.as_dict` in bitsandbytes/functional.py, `Linear8bitLt` in nn/modules.py.
 
-use std::path::Path;
-
 use lathe_base::Buf;
-use lathe_formats::{Blocks, NF4_LEVELS, Nested};
+use lathe_formats::{AnyFormat, Blocks, Int8, NF4_LEVELS, Nested};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Found, Layout, Source, Weight, dense::floats};
-use crate::{Dtype, Error, Result, Tensors};
+use super::{
+    Files, Found, Kind, Source, Weight,
+    dense::floats,
+    parts::{Group, Module, Part},
+};
+use crate::{Dtype, Error, Result};
 
 /// bitsandbytes' default and, with NF4, the only block size in use.
 const BLOCK: usize = 64;
 const NESTED_BLOCK: usize = 256;
-pub(super) const STATE: &str = ".quant_state.bitsandbytes__nf4";
+const STATE: &str = ".quant_state.bitsandbytes__nf4";
 /// The JSON with the shape is some 200 bytes long.
 const STATE_CAP: usize = 4096;
 
@@ -29,9 +31,10 @@ pub(super) struct Nf4 {
 }
 
 /// The weight whose description `name` is.
-pub(super) fn find(path: &Path, tensors: &Tensors, name: &str) -> Result<Option<Found>> {
+pub(super) fn find(files: &Files<'_>, name: &str) -> Result<Option<Found>> {
+    let (path, tensors) = (files.path, files.tensors);
     if let Some(weight) = name.strip_suffix(".SCB") {
-        return llm_int8_parts(path, tensors, weight).map(Some);
+        return llm_int8_parts(files, weight).map(Some);
     }
     let Some(weight) = name.strip_suffix(STATE) else { return Ok(None) };
     let state = tensors.find(path, name)?;
@@ -51,15 +54,14 @@ pub(super) fn find(path: &Path, tensors: &Tensors, name: &str) -> Result<Option<
         tensors.find(path, part)?;
     }
     let (shape, format) = (state.shape.clone(), if nested { "nf4_dq" } else { "nf4" });
-    let weight_ = Weight { shape, format: format.to_owned(), layout: Layout::Nf4(state) };
+    let weight_ = Weight { shape, format: format.to_owned(), kind: Kind::Nf4(state) };
     Ok(Some(Found { name: weight.to_owned(), weight: weight_, parts }))
 }
 
-fn llm_int8_parts(path: &Path, tensors: &Tensors, module: &str) -> Result<Found> {
+fn llm_int8_parts(files: &Files<'_>, module: &str) -> Result<Found> {
     let name = format!("{module}.weight");
-    let codes = tensors.find(path, &name)?;
-    let weight =
-        Weight { shape: codes.shape.clone(), format: "int8".into(), layout: Layout::LlmInt8 };
+    let codes = files.tensors.find(files.path, &name)?;
+    let weight = Weight { shape: codes.shape.clone(), format: "int8".into(), kind: Kind::LlmInt8 };
     let parts = ["weight", "SCB", "weight_format"].map(|part| format!("{module}.{part}"));
     Ok(Found { name, weight, parts: parts.into() })
 }
@@ -197,9 +199,48 @@ pub(super) fn llm_int8(from: &Source<'_>) -> Result<Blocks> {
     from.make("int8", (rows, cols), data, Buf::new())
 }
 
-/// A weight's blocks as bitsandbytes' tensors, in the order of `parts::plan`: codes, absmax,
-/// levels, nested numbers; and the JSON that describes them.
-pub(super) fn split(blocks: &Blocks, dtype: &str) -> (Vec<Vec<u8>>, String) {
+/// Whether bitsandbytes has the format.
+pub(super) fn holds(format: &dyn AnyFormat) -> bool {
+    matches!(format.name(), "nf4" | "nf4_dq" | "int8")
+}
+
+/// The tensors of a weight `[rows, cols]`.
+pub(super) fn plan(
+    module: &Module<'_>,
+    name: &str,
+    (rows, cols): (usize, usize),
+) -> Option<Vec<Part>> {
+    if module.format.name() == "int8" {
+        return Some(vec![
+            module.part("weight", Dtype::I8, &[rows, cols]),
+            module.part("SCB", Dtype::F32, &[rows]),
+            module.part("weight_format", Dtype::U8, &[]),
+        ]);
+    }
+    let count = rows.checked_mul(cols)?;
+    let blocks = count / BLOCK;
+    let double = module.format.name() == "nf4_dq";
+    let scale = if double { Dtype::U8 } else { Dtype::F32 };
+    let mut parts = vec![
+        module.part("weight", Dtype::U8, &[count / 2, 1]),
+        module.part("weight.absmax", scale, &[blocks]),
+        module.part("weight.quant_map", Dtype::F32, &[16]),
+    ];
+    if double {
+        let nested = blocks.div_ceil(NESTED_BLOCK);
+        parts.push(module.part("weight.nested_absmax", Dtype::F32, &[nested]));
+        parts.push(module.part("weight.nested_quant_map", Dtype::F32, &[256]));
+    }
+    parts.push(Part::text(format!("{name}{STATE}")));
+    Some(parts)
+}
+
+/// A weight's parts in the order of [`plan`], and the JSON that describes them; `dtype` is what
+/// they are decoded to.
+pub(super) fn split(blocks: &Blocks, dtype: &str) -> (Vec<Vec<u8>>, Option<String>) {
+    if blocks.format.name() == "int8" {
+        return (split_int8(blocks), None);
+    }
     let nested = (!blocks.side.is_empty()).then(|| Nested::of(blocks));
     let scale = if nested.is_some() { 1 } else { 4 };
     let (mut absmax, mut codes) = (Vec::new(), Vec::with_capacity(blocks.data.len()));
@@ -220,7 +261,25 @@ pub(super) fn split(blocks: &Blocks, dtype: &str) -> (Vec<Vec<u8>>, String) {
         );
         parts.extend([bytes(&nested.absmax), bytes(&nested.map)]);
     }
-    (parts, state + "}")
+    (parts, Some(state + "}"))
+}
+
+fn split_int8(blocks: &Blocks) -> Vec<Vec<u8>> {
+    let (mut codes, mut absmax) = (Vec::with_capacity(blocks.data.len()), Vec::new());
+    for row in 0..blocks.rows {
+        let (row, scale) = Int8::row(blocks, row);
+        codes.extend(row.iter().map(|code| *code as u8));
+        absmax.extend(absmax_of(scale).to_le_bytes());
+    }
+    // Row-major: the only order that bitsandbytes writes today.
+    vec![codes, absmax, vec![0]]
+}
+
+/// The absmax whose 127th part is `scale`, so that reading gives the same scale again.
+fn absmax_of(scale: f32) -> f32 {
+    let near = scale * 127.0;
+    let candidates = [near, near.next_down(), near.next_up()];
+    candidates.into_iter().find(|absmax| absmax / 127.0 == scale).unwrap_or(near)
 }
 
 fn bytes(numbers: &[f32]) -> Vec<u8> {
@@ -229,20 +288,22 @@ fn bytes(numbers: &[f32]) -> Vec<u8> {
 
 /// The `quantization_config` under which transformers loads such a folder; `dense` are the linear
 /// modules that are not quantized.
-pub(crate) fn quantization_config(double: bool, dtype: &str, dense: &[String]) -> Value {
+pub(super) fn config(groups: &[Group], dtype: &str, dense: &[String]) -> Value {
+    let has = |name: &str| groups.iter().any(|(format, _)| format.name() == name);
+    let eight = has("int8");
     json!({
-        "_load_in_4bit": true,
-        "_load_in_8bit": false,
-        "bnb_4bit_compute_dtype": dtype,
+        "_load_in_4bit": !eight,
+        "_load_in_8bit": eight,
+        "bnb_4bit_compute_dtype": if eight { "float32" } else { dtype },
         "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": double,
+        "bnb_4bit_quant_type": if eight { "fp4" } else { "nf4" },
+        "bnb_4bit_use_double_quant": has("nf4_dq"),
         "llm_int8_enable_fp32_cpu_offload": false,
         "llm_int8_has_fp16_weight": false,
         "llm_int8_skip_modules": dense,
         "llm_int8_threshold": 6.0,
-        "load_in_4bit": true,
-        "load_in_8bit": false,
+        "load_in_4bit": !eight,
+        "load_in_8bit": eight,
         "quant_method": "bitsandbytes",
     })
 }

@@ -4,32 +4,38 @@
 //! `blocks` regroups its parts into a block format, and `parts`, for the writer, takes the blocks
 //! apart again.
 
+mod awq;
+mod bits;
 mod bitsandbytes;
+mod choice;
 mod compressed;
 mod dense;
+mod gptq;
+mod ints;
+mod method;
 mod parts;
 
 use std::{collections::HashSet, path::Path};
 
 use lathe_formats::Blocks;
-use serde_json::{Map, Value};
 
 use crate::{Error, Result, Tensors};
 
-pub(crate) use bitsandbytes::quantization_config as bitsandbytes_config;
-pub(crate) use compressed::{Group, quantization_config as compressed_config};
-pub(crate) use parts::{Family, Part, split};
+pub(crate) use choice::is_dense;
+pub use choice::{Activations, Layout};
+pub(crate) use method::{Method, describes_quantization};
+pub(crate) use parts::{Group, Part, Style, config, split};
 
 /// One weight: its shape, its format's name, and how its stored parts become blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct Weight {
     pub(crate) shape: Vec<usize>,
     pub(crate) format: String,
-    layout: Layout,
+    kind: Kind,
 }
 
 #[derive(Clone, Debug)]
-enum Layout {
+enum Kind {
     /// One tensor under the weight's own name.
     Plain,
     Nf4(bitsandbytes::Nf4),
@@ -38,31 +44,38 @@ enum Layout {
     Packed(compressed::Packed),
     /// Codes and, in `weight_scale`, scales.
     Int8,
+    Gptq(gptq::Packed),
+    Awq(awq::Packed),
+}
+
+/// The stored tensors that weights are looked for in.
+struct Files<'a> {
+    path: &'a Path,
+    tensors: &'a Tensors,
+    method: &'a Method,
 }
 
 /// Finds the weights among the stored tensors.
 pub(crate) fn regroup(
     path: &Path,
-    config: &Map<String, Value>,
+    method: &Method,
     tensors: &Tensors,
 ) -> Result<Vec<(String, Weight)>> {
-    refuse_others(path, config)?;
+    let files = Files { path, tensors, method };
+    let finders = [bitsandbytes::find, compressed::find, gptq::find];
     let mut parts = HashSet::new();
     let mut weights = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors.iter() {
-        let found = match bitsandbytes::find(path, tensors, name)? {
-            Some(found) => Some(found),
-            None => compressed::find(path, tensors, name)?,
-        };
+        let found = finders.iter().find_map(|find| find(&files, name).transpose()).transpose()?;
         if let Some(found) = found {
             parts.extend(found.parts);
             weights.push((found.name, found.weight));
         } else {
             let (shape, format) = (tensor.shape.clone(), tensor.dtype.to_string());
-            weights.push((name.to_owned(), Weight { shape, format, layout: Layout::Plain }));
+            weights.push((name.to_owned(), Weight { shape, format, kind: Kind::Plain }));
         }
     }
-    weights.retain(|(name, w)| !matches!(w.layout, Layout::Plain) || !parts.contains(name));
+    weights.retain(|(name, w)| !matches!(w.kind, Kind::Plain) || !parts.contains(name));
     Ok(weights)
 }
 
@@ -81,12 +94,14 @@ pub(crate) fn blocks(
     weight: &Weight,
 ) -> Result<Blocks> {
     let from = Source { path, tensors, name, shape: &weight.shape };
-    match &weight.layout {
-        Layout::Plain => dense::blocks(path, name, tensors.find(path, name)?),
-        Layout::Nf4(nf4) => bitsandbytes::blocks(&from, nf4),
-        Layout::LlmInt8 => bitsandbytes::llm_int8(&from),
-        Layout::Packed(packed) => compressed::packed(&from, packed),
-        Layout::Int8 => compressed::int8(&from),
+    match &weight.kind {
+        Kind::Plain => dense::blocks(path, name, tensors.find(path, name)?),
+        Kind::Nf4(nf4) => bitsandbytes::blocks(&from, nf4),
+        Kind::LlmInt8 => bitsandbytes::llm_int8(&from),
+        Kind::Packed(packed) => compressed::packed(&from, packed),
+        Kind::Int8 => compressed::int8(&from),
+        Kind::Gptq(packed) => gptq::blocks(&from, packed),
+        Kind::Awq(packed) => awq::blocks(&from, *packed),
     }
 }
 
@@ -104,6 +119,12 @@ impl Source<'_> {
             [rows, cols] => Ok((rows, cols)),
             _ => Err(self.bad(format!("has the shape {:?}, not that of a matrix", self.shape))),
         }
+    }
+
+    /// The name of a part, such as `weight_scale`, of this weight's module.
+    fn part(&self, part: &str) -> String {
+        let module = self.name.strip_suffix(".weight").unwrap_or(self.name);
+        format!("{module}.{part}")
     }
 
     fn bad(&self, problem: impl std::fmt::Display) -> Error {
@@ -124,20 +145,5 @@ impl Source<'_> {
         };
         let format = lathe_formats::by_name(format).map_err(fail)?;
         Blocks::new(format, shape.0, shape.1, data.into(), side).map_err(fail)
-    }
-}
-
-/// Quantized with a method whose parts Lathe cannot put together: better said at once than as a
-/// missing tensor later.
-fn refuse_others(path: &Path, config: &Map<String, Value>) -> Result<()> {
-    let method = config.get("quantization_config").and_then(|q| q.get("quant_method"));
-    match method.and_then(Value::as_str) {
-        None | Some("bitsandbytes" | "compressed-tensors") => Ok(()),
-        Some(other) => Err(Error::unsupported(
-            path,
-            format!("a checkpoint quantized by {other}"),
-            "pass the model that it was made from, or a GGUF, bitsandbytes or compressed-tensors \
-             version of it",
-        )),
     }
 }

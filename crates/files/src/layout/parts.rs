@@ -1,34 +1,26 @@
 use lathe_base::Buf;
-use lathe_formats::{AnyFormat, Blocks, Int, ScaleType};
+use lathe_formats::{AnyFormat, Blocks};
+use serde_json::Value;
 
-use super::{bitsandbytes, compressed};
+use super::{
+    Activations, Layout, awq, bitsandbytes, choice::is_dense, compressed, gptq, ints::Ints,
+};
 use crate::Dtype;
 
-/// The tools whose layout a format is stored in inside a safetensors folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
-    /// Plain tensors, read by everything.
-    Dense,
-    BitsAndBytes,
-    CompressedTensors,
+/// How the quantized weights of a folder are laid out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Style<'a> {
+    /// A layout that holds every format of the folder; not `Auto`.
+    pub(crate) layout: Layout,
+    pub(crate) activations: Activations,
+    /// The type that the weights decode to, by PyTorch's name.
+    pub(crate) dtype: &'a str,
+    /// Whether columns may be coded out of order (GPTQ's act-order).
+    pub(crate) act_order: bool,
 }
 
-impl Family {
-    /// The layout for `format`; `None` where no tool reads such tensors from safetensors.
-    pub(crate) fn of(format: &dyn AnyFormat) -> Option<Self> {
-        Some(match format.name() {
-            "f32" | "f16" | "bf16" => Self::Dense,
-            "nf4" | "nf4_dq" => Self::BitsAndBytes,
-            "int8" => Self::CompressedTensors,
-            name => {
-                let int = Int::named(name)?;
-                let known = int.bits() == 4 && int.columns().is_some();
-                return (known && int.scale_type() == ScaleType::Bf16)
-                    .then_some(Self::CompressedTensors);
-            }
-        })
-    }
-}
+/// One format, and the linear modules that are in it.
+pub(crate) type Group = (&'static dyn AnyFormat, Vec<String>);
 
 /// A tensor that a weight is stored as.
 #[derive(Clone, Debug)]
@@ -39,19 +31,41 @@ pub(crate) struct Part {
     pub(crate) shape: Option<Vec<usize>>,
 }
 
+/// A weight that is to be stored in parts.
+pub(super) struct Module<'a> {
+    /// The weight's name without `.weight`.
+    name: &'a str,
+    pub(super) format: &'static dyn AnyFormat,
+    pub(super) style: &'a Style<'a>,
+}
+
+impl Module<'_> {
+    pub(super) fn part(&self, part: &str, dtype: Dtype, shape: &[usize]) -> Part {
+        Part::new(format!("{}.{part}", self.name), dtype, shape)
+    }
+}
+
 impl Part {
     /// An upper bound of the length of a text part: keys, two sizes, one float.
     pub(crate) const TEXT: usize = 320;
 
+    fn new(name: String, dtype: Dtype, shape: &[usize]) -> Self {
+        Self { name, dtype, shape: Some(shape.to_vec()) }
+    }
+
+    pub(super) fn text(name: String) -> Self {
+        Self { name, dtype: Dtype::U8, shape: None }
+    }
+
     /// The tensors that weight `name` of `shape` takes in `format`; `None` where a matrix format
-    /// is asked for something that is not a matrix, or that bytes cannot hold.
-    pub(crate) fn plan(name: &str, shape: &[usize], format: &dyn AnyFormat) -> Option<Vec<Self>> {
-        let new = |name: String, dtype, shape: &[usize]| Self {
-            name,
-            dtype,
-            shape: Some(shape.to_vec()),
-        };
-        let dense = |dtype| vec![new(name.to_owned(), dtype, shape)];
+    /// is asked for something that is not a matrix, or that the layout's words cannot hold.
+    pub(crate) fn plan(
+        name: &str,
+        shape: &[usize],
+        format: &'static dyn AnyFormat,
+        style: &Style<'_>,
+    ) -> Option<Vec<Self>> {
+        let dense = |dtype| vec![Self::new(name.to_owned(), dtype, shape)];
         match format.name() {
             "f32" => return Some(dense(Dtype::F32)),
             "f16" => return Some(dense(Dtype::F16)),
@@ -59,53 +73,18 @@ impl Part {
             _ => {}
         }
         let &[rows, cols] = shape else { return None };
-        let count = rows.checked_mul(cols)?;
-        let groups = cols / format.block();
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        let part = |part: &str| format!("{module}.{part}");
-        Some(match Family::of(format)? {
-            Family::Dense => return None,
-            Family::BitsAndBytes => {
-                let blocks = count / 64;
-                let double = format.name() == "nf4_dq";
-                let scale = if double { Dtype::U8 } else { Dtype::F32 };
-                let mut parts = vec![
-                    new(name.to_owned(), Dtype::U8, &[count / 2, 1]),
-                    new(format!("{name}.absmax"), scale, &[blocks]),
-                    new(format!("{name}.quant_map"), Dtype::F32, &[16]),
-                ];
-                if double {
-                    let nested = blocks.div_ceil(256);
-                    parts.push(new(format!("{name}.nested_absmax"), Dtype::F32, &[nested]));
-                    parts.push(new(format!("{name}.nested_quant_map"), Dtype::F32, &[256]));
-                }
-                let name = format!("{name}{}", bitsandbytes::STATE);
-                parts.push(Self { name, dtype: Dtype::U8, shape: None });
-                parts
-            }
-            Family::CompressedTensors if format.name() == "int8" => vec![
-                new(part("weight_packed"), Dtype::I32, &[rows, cols.div_ceil(4)]),
-                new(part("weight_scale"), Dtype::F32, &[rows, 1]),
-                new(part("weight_shape"), Dtype::I64, &[2]),
-            ],
-            Family::CompressedTensors => {
-                let mut parts = vec![
-                    new(part("weight_packed"), Dtype::I32, &[rows, cols.div_ceil(8)]),
-                    new(part("weight_scale"), Dtype::Bf16, &[rows, groups]),
-                ];
-                if is_asymmetric(format) {
-                    let zeros = part("weight_zero_point");
-                    parts.push(new(zeros, Dtype::I32, &[rows.div_ceil(8), groups]));
-                }
-                parts.push(new(part("weight_shape"), Dtype::I64, &[2]));
-                parts
-            }
-        })
+        if !style.layout.holds(format) {
+            return None;
+        }
+        let module = Module { name: name.strip_suffix(".weight").unwrap_or(name), format, style };
+        match style.layout {
+            Layout::Gptq | Layout::GptqV2 => gptq::plan(&module, (rows, cols)),
+            Layout::Awq => awq::plan(&module, (rows, cols)),
+            Layout::BitsAndBytes => bitsandbytes::plan(&module, name, (rows, cols)),
+            Layout::CompressedTensors => compressed::plan(&module, (rows, cols)),
+            Layout::Fp8 | Layout::Auto => None,
+        }
     }
-}
-
-fn is_asymmetric(format: &dyn AnyFormat) -> bool {
-    format.name().starts_with("int4_asym")
 }
 
 /// A weight's bytes, part by part as planned, and its text part.
@@ -114,22 +93,42 @@ pub(crate) struct Split {
     pub(crate) text: Option<String>,
 }
 
-/// Takes `blocks` apart; `dtype` is the type that bitsandbytes decodes to.
-pub(crate) fn split(blocks: &Blocks, dtype: &str) -> Split {
-    let packed = |mut parts: Vec<Vec<u8>>| {
-        let shape = [blocks.rows as i64, blocks.cols as i64];
-        parts.push(shape.iter().flat_map(|n| n.to_le_bytes()).collect());
-        Split { parts: parts.into_iter().map(Buf::from).collect(), text: None }
+/// Takes `blocks` of a format that the style holds apart; `None` where their columns are out of
+/// order and the style has no place for that.
+pub(crate) fn split(blocks: &Blocks, style: &Style<'_>) -> Option<Split> {
+    let made = |parts: Vec<Vec<u8>>, text| Split {
+        parts: parts.into_iter().map(Buf::from).collect(),
+        text,
     };
-    match blocks.format.name() {
-        "nf4" | "nf4_dq" => {
-            let (parts, text) = bitsandbytes::split(blocks, dtype);
-            Split { parts: parts.into_iter().map(Buf::from).collect(), text: Some(text) }
+    if blocks.order.is_some() && !style.act_order {
+        return None;
+    }
+    if is_dense(blocks.format) {
+        return Some(Split { parts: vec![blocks.data.clone()], text: None });
+    }
+    if style.layout == Layout::BitsAndBytes {
+        let (parts, text) = bitsandbytes::split(blocks, style.dtype);
+        return Some(made(parts, text));
+    }
+    let ints = Ints::of(blocks)?;
+    let parts = match style.layout {
+        Layout::Gptq => gptq::split(&ints, false),
+        Layout::GptqV2 => gptq::split(&ints, true),
+        Layout::Awq => awq::split(&ints),
+        _ => compressed::split(&ints, style.activations),
+    };
+    Some(made(parts, None))
+}
+
+/// The `quantization_config` of a folder with these quantized modules; `dense` are the linear
+/// modules that are not quantized.
+pub(crate) fn config(style: &Style<'_>, groups: &[Group], dense: &[String]) -> Value {
+    match style.layout {
+        Layout::Gptq | Layout::GptqV2 => {
+            gptq::config(groups, dense, style.act_order, style.layout == Layout::GptqV2)
         }
-        "int8" => packed(compressed::split_int8(blocks)),
-        name if name.starts_with("int4_") => {
-            packed(compressed::split_int4(blocks, is_asymmetric(blocks.format)))
-        }
-        _ => Split { parts: vec![blocks.data.clone()], text: None },
+        Layout::Awq => awq::config(groups, dense),
+        Layout::BitsAndBytes => bitsandbytes::config(groups, style.dtype, dense),
+        _ => compressed::config(groups, dense, style.activations),
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Error, Folder, Result,
-    layout::{self, Family, Part},
+    layout::{self, Activations, Group, Layout, Part, Style, is_dense},
     mapped,
 };
 
@@ -28,18 +28,72 @@ pub struct FolderPlan<'a> {
     /// Where tokenizer, template and generation files are copied from.
     pub sides: &'a Folder,
     pub tensors: &'a [Planned],
-    /// The most that one file of weights holds ([`FolderPlan::SHARD`] elsewhere).
+    /// The most that one file of weights holds.
     pub shard: Bytes,
+    /// The tool that the quantized weights are laid out for.
+    pub layout: Layout,
+    /// What engines are to do with the inputs of quantized weights; for compressed-tensors.
+    pub activations: Activations,
+    /// Whether weights may come with their columns coded out of order; for GPTQ.
+    pub act_order: bool,
+    /// The text of the model card, `README.md`.
+    pub card: Option<&'a str>,
 }
 
-impl FolderPlan<'_> {
+impl<'a> FolderPlan<'a> {
     /// Hugging Face's default size of a shard.
     pub const SHARD: Bytes = Bytes(5_000_000_000);
 
+    /// The usual choices.
+    pub fn new(config: &'a Map<String, Value>, sides: &'a Folder, tensors: &'a [Planned]) -> Self {
+        Self {
+            config,
+            sides,
+            tensors,
+            shard: Self::SHARD,
+            layout: Layout::Auto,
+            activations: Activations::Float,
+            act_order: false,
+            card: None,
+        }
+    }
+
+    /// How the quantized weights are laid out.
+    ///
+    /// **Errors**: no layout that holds all formats, or what the layout cannot say.
+    fn style(&self, path: &Path) -> Result<Style<'a>> {
+        let formats = || self.tensors.iter().map(|p| p.format as &dyn AnyFormat);
+        let Some(layout) = self.layout.choose(formats()) else {
+            let mut names: Vec<&str> =
+                formats().filter(|f| !is_dense(*f)).map(|f| f.name()).collect();
+            names.sort_unstable();
+            names.dedup();
+            let layout = match self.layout {
+                Layout::Auto => "one safetensors folder".to_owned(),
+                layout => format!("the layout {layout}"),
+            };
+            let what = format!("{} in {layout}", names.join(" and "));
+            let instead = "use formats of one family, or write a GGUF";
+            return Err(Error::unsupported(path, what, instead));
+        };
+        let gptq = matches!(layout, Layout::Gptq | Layout::GptqV2);
+        if self.act_order && !gptq {
+            let what = format!("columns in another order (act-order) in the layout {layout}");
+            let instead = "use the layout gptq, or static groups, which need no order";
+            return Err(Error::unsupported(path, what, instead));
+        }
+        if self.activations != Activations::Float && layout != Layout::CompressedTensors {
+            let what = format!("quantized activations in the layout {layout}");
+            return Err(Error::unsupported(path, what, "use the layout compressed-tensors"));
+        }
+        let dtype = self.dtype();
+        Ok(Style { layout, activations: self.activations, dtype, act_order: self.act_order })
+    }
+
     /// The type of the unquantized weights, by PyTorch's name: that of the first matrix among them
     /// or, if there is none, what the source's configuration says.
-    fn dtype(&self) -> &str {
-        let dense = |p: &&Planned| Family::of(p.format) == Some(Family::Dense);
+    fn dtype(&self) -> &'a str {
+        let dense = |p: &&Planned| is_dense(p.format);
         let mut planned = self.tensors.iter().filter(dense);
         let first = planned.clone().find(|p| p.shape.len() > 1).or_else(|| planned.next());
         match first.map(|p| p.format.name()) {
@@ -55,16 +109,17 @@ impl FolderPlan<'_> {
 }
 
 /// Starts (or takes up) writing a Hugging Face folder: safetensors shards, an index, config.json,
-/// and the source's side files. Quantized weights are laid out as bitsandbytes or
-/// compressed-tensors lay them out, with the `quantization_config` that makes their tools load it.
+/// the source's side files and a model card. Quantized weights are laid out as the tools of
+/// [`Layout`] lay them out, with the `quantization_config` that makes their tools load it.
 ///
-/// **Errors**: formats of which no such layout is known, or a mixture of the two layouts; an
-/// older folder that may not be replaced.
+/// **Errors**: formats that the layout has no place for, or that no one layout holds; an older
+/// folder that may not be replaced.
 pub fn write_folder(target: Target<'_>, plan: FolderPlan<'_>) -> Result<Box<dyn Writer>> {
     target::prepare(&target, true)?;
-    let config = config(target.path, &plan)?;
-    let shards = Shard::all(target.path, &plan)?;
-    let sum = plan_sum(&shards, &config);
+    let style = plan.style(target.path)?;
+    let config = config(target.path, &plan, &style)?;
+    let shards = Shard::all(target.path, &plan, &style)?;
+    let sum = plan_sum(&shards, &config, plan.card);
     let partial = target::partial(target.path);
     fs::create_dir_all(&partial).map_err(|e| Error::io(&partial, "create", e))?;
     let (mut journal, mut entries) =
@@ -78,11 +133,15 @@ pub fn write_folder(target: Target<'_>, plan: FolderPlan<'_>) -> Result<Box<dyn 
     }
     clear(&partial, &shards)?;
     copy_sides(plan.sides, &partial)?;
+    let own = beside(&style, &config, plan.card);
     Ok(Box::new(FolderWriter {
         path: target.path.to_owned(),
         partial,
-        config,
-        dtype: plan.dtype().to_owned(),
+        own,
+        layout: style.layout,
+        activations: style.activations,
+        act_order: style.act_order,
+        dtype: style.dtype.to_owned(),
         plan: plan.tensors.to_vec(),
         places: shards.iter().enumerate().flat_map(|(i, s)| s.places(i)).collect(),
         shards,
@@ -95,14 +154,17 @@ pub fn write_folder(target: Target<'_>, plan: FolderPlan<'_>) -> Result<Box<dyn 
 
 /// Whether [`write_folder`] has a layout for matrices in `format`.
 pub fn folder_holds(format: &dyn AnyFormat) -> bool {
-    Family::of(format).is_some()
+    Layout::Auto.holds(format)
 }
 
-/// What the numbers of a planned weight take in a safetensors folder; a description in words of a
-/// few hundred bytes, which bitsandbytes adds, is not counted. `None` where
+/// What the numbers of a planned weight take in a safetensors folder of this layout; a description
+/// in words of a few hundred bytes, which bitsandbytes adds, is not counted. `None` where
 /// [`write_folder`] has no layout for it.
-pub fn folder_bytes(planned: &Planned) -> Option<Bytes> {
-    let parts = Part::plan(&planned.name, &planned.shape, planned.format)?;
+pub fn folder_bytes(planned: &Planned, layout: Layout) -> Option<Bytes> {
+    let layout = layout.choose(std::iter::once(planned.format as &dyn AnyFormat))?;
+    let activations = Activations::Float;
+    let style = Style { layout, activations, dtype: "float32", act_order: false };
+    let parts = Part::plan(&planned.name, &planned.shape, planned.format, &style)?;
     Some(Bytes(parts.iter().map(size).sum()))
 }
 
@@ -112,8 +174,12 @@ const JOURNAL: &str = "lathe.journal";
 struct FolderWriter {
     path: PathBuf,
     partial: PathBuf,
-    config: Map<String, Value>,
-    /// What bitsandbytes decodes to.
+    /// Files that are not copied: config.json and what else is to be made anew.
+    own: Vec<(&'static str, Vec<u8>)>,
+    layout: Layout,
+    activations: Activations,
+    act_order: bool,
+    /// What the weights decode to.
     dtype: String,
     plan: Vec<Planned>,
     shards: Vec<Shard>,
@@ -136,7 +202,11 @@ impl Writer for FolderWriter {
         if !next.is_some_and(|planned| planned.is(name, shape, weight)) {
             return Err(unplanned(&self.path, name, next));
         }
-        let split = layout::split(weight, &self.dtype);
+        let (layout, activations, act_order) = (self.layout, self.activations, self.act_order);
+        let style = Style { layout, activations, dtype: &self.dtype, act_order };
+        let Some(split) = layout::split(weight, &style) else {
+            return Err(unplanned(&self.path, "columns in another order", next));
+        };
         if split.text.as_ref().is_some_and(|text| text.len() > Part::TEXT) {
             return Err(unplanned(&self.path, "a description that is too long", next));
         }
@@ -164,8 +234,9 @@ impl Writer for FolderWriter {
             shard.close(file, &texts)?;
         }
         self.write_index()?;
-        let config = pretty(&Value::Object(self.config.clone()));
-        self.write("config.json", &config)?;
+        for (name, bytes) in &self.own {
+            self.write(name, bytes)?;
+        }
         let journal = self.partial.join(JOURNAL);
         fs::remove_file(&journal).map_err(|e| Error::io(&journal, "remove", e))?;
         target::rename(&self.partial, &self.path)
@@ -213,11 +284,11 @@ struct Shard {
 }
 
 impl Shard {
-    fn all(path: &Path, plan: &FolderPlan<'_>) -> Result<Vec<Self>> {
+    fn all(path: &Path, plan: &FolderPlan<'_>, style: &Style<'_>) -> Result<Vec<Self>> {
         let mut shards: Vec<Vec<Vec<Part>>> = vec![Vec::new()];
         let mut held = 0;
         for planned in plan.tensors {
-            let parts = parts(path, planned)?;
+            let parts = parts(path, planned, style)?;
             let bytes: u64 = parts.iter().map(size).sum();
             if held > 0 && held + bytes > plan.shard.0 {
                 shards.push(Vec::new());
@@ -312,18 +383,18 @@ fn size(part: &Part) -> u64 {
     part.dtype.bytes(count).unwrap_or(0) as u64
 }
 
-fn parts(path: &Path, planned: &Planned) -> Result<Vec<Part>> {
+fn parts(path: &Path, planned: &Planned, style: &Style<'_>) -> Result<Vec<Part>> {
     let cols = *planned.shape.last().unwrap_or(&1);
     planned.format.check(cols).map_err(|source| Error::Format {
         path: path.to_owned(),
         tensor: planned.name.clone(),
         source,
     })?;
-    Part::plan(&planned.name, &planned.shape, planned.format).ok_or_else(|| {
+    Part::plan(&planned.name, &planned.shape, planned.format, style).ok_or_else(|| {
         Error::unsupported(
             path,
-            format!("{planned:?} in a safetensors folder"),
-            "write a GGUF, or choose f32, f16, bf16, int8, int4 or nf4",
+            format!("{planned:?} in the layout {}, which packs whole words,", style.layout),
+            "use the layout compressed-tensors, or keep this tensor in bf16",
         )
     })
 }
@@ -353,7 +424,7 @@ fn intact(partial: &Path, shards: &[Shard], entries: &[Entry]) -> usize {
 }
 
 /// Everything that the bytes depend on besides the fingerprint.
-fn plan_sum(shards: &[Shard], config: &Map<String, Value>) -> u64 {
+fn plan_sum(shards: &[Shard], config: &Map<String, Value>, card: Option<&str>) -> u64 {
     let mut sum = Checksum::new();
     for part in shards.iter().flat_map(Shard::parts) {
         sum.add(format!("{part:?}").as_bytes());
@@ -362,46 +433,51 @@ fn plan_sum(shards: &[Shard], config: &Map<String, Value>) -> u64 {
         sum.add(format!("{} {}", shard.name, shard.fixed).as_bytes());
     }
     sum.add(Value::Object(config.clone()).to_string().as_bytes());
+    sum.add(card.unwrap_or_default().as_bytes());
     sum.get()
 }
 
 /// config.json for the folder: the source's, with what the weights are stored as now.
-fn config(path: &Path, plan: &FolderPlan<'_>) -> Result<Map<String, Value>> {
+fn config(path: &Path, plan: &FolderPlan<'_>, style: &Style<'_>) -> Result<Map<String, Value>> {
     let mut config = plan.config.clone();
     config.remove("quantization_config");
     config.remove("compression_config");
     config.remove("dtype");
-    config.insert("torch_dtype".into(), plan.dtype().into());
-    let families: Vec<_> = plan.tensors.iter().filter_map(|p| Family::of(p.format)).collect();
-    let has = |family| families.contains(&family);
-    let quantization = match (has(Family::BitsAndBytes), has(Family::CompressedTensors)) {
-        (false, false) => return Ok(config),
-        (true, false) => {
-            let double = plan.tensors.iter().any(|p| p.format.name() == "nf4_dq");
-            layout::bitsandbytes_config(double, plan.dtype(), &dense_modules(plan.tensors))
-        }
-        (false, true) => {
-            layout::compressed_config(&groups(plan.tensors), &dense_modules(plan.tensors))
-        }
-        (true, true) => {
-            return Err(Error::unsupported(
-                path,
-                "a folder with both nf4 and int8 or int4 weights",
-                "use formats of one family: no tool loads both from one folder",
-            ));
-        }
-    };
+    config.insert("torch_dtype".into(), style.dtype.into());
+    let groups = groups(plan.tensors);
+    if groups.is_empty() {
+        return Ok(config);
+    }
+    if style.layout == Layout::Awq && groups.len() > 1 {
+        let what = "more than one group size in the layout awq";
+        return Err(Error::unsupported(path, what, "use the layout gptq-v2 or compressed-tensors"));
+    }
+    let quantization = layout::config(style, &groups, &dense_modules(plan.tensors));
     config.insert("quantization_config".into(), quantization);
     Ok(config)
 }
 
+/// The files that are made anew.
+fn beside(
+    style: &Style<'_>,
+    config: &Map<String, Value>,
+    card: Option<&str>,
+) -> Vec<(&'static str, Vec<u8>)> {
+    let mut own = vec![("config.json", pretty(&Value::Object(config.clone())))];
+    // Where tools of GPTQ have always looked first.
+    if let (Layout::Gptq | Layout::GptqV2, Some(quantization)) =
+        (style.layout, config.get("quantization_config"))
+    {
+        own.push(("quantize_config.json", pretty(quantization)));
+    }
+    own.extend(card.map(|card| ("README.md", card.as_bytes().to_vec())));
+    own
+}
+
 /// The modules whose matrices are quantized, by format.
-fn groups(tensors: &[Planned]) -> Vec<layout::Group> {
-    let mut groups: Vec<layout::Group> = Vec::new();
-    for planned in tensors {
-        if Family::of(planned.format) != Some(Family::CompressedTensors) {
-            continue;
-        }
+fn groups(tensors: &[Planned]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for planned in tensors.iter().filter(|planned| !is_dense(planned.format)) {
         let module = module(&planned.name).to_owned();
         match groups.iter_mut().find(|(format, _)| format.name() == planned.format.name()) {
             Some((_, modules)) => modules.push(module),
@@ -415,7 +491,7 @@ fn groups(tensors: &[Planned]) -> Vec<layout::Group> {
 /// the embedding and has no tensor of its own.
 fn dense_modules(tensors: &[Planned]) -> Vec<String> {
     let linear = |p: &&Planned| p.shape.len() == 2 && !p.name.contains("embed");
-    let dense = |p: &&Planned| Family::of(p.format) == Some(Family::Dense);
+    let dense = |p: &&Planned| is_dense(p.format);
     let mut modules: Vec<String> =
         tensors.iter().filter(linear).filter(dense).map(|p| module(&p.name).to_owned()).collect();
     let head = "lm_head".to_owned();
@@ -445,6 +521,9 @@ fn copy_sides(sides: &Folder, to: &Path) -> Result<()> {
     for name in sides.names()? {
         let side =
             name.ends_with(".json") && !name.ends_with(".index.json") && name != "config.json";
+        if layout::describes_quantization(&name) {
+            continue;
+        }
         let text =
             ["tokenizer.model", "merges.txt", "chat_template.jinja"].contains(&name.as_str());
         let licence = ["LICENSE", "LICENCE", "NOTICE"].iter().any(|l| name.starts_with(l));

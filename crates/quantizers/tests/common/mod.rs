@@ -58,8 +58,7 @@ impl Source {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("source");
         let target = lathe_files::Target { path: &path, replace: false, fingerprint: "" };
-        let (sides, shard) = (&Folder::None, FolderPlan::SHARD);
-        let plan = FolderPlan { config: &config, sides, tensors: &tensors, shard };
+        let plan = FolderPlan::new(&config, &Folder::None, &tensors);
         let mut writer = write_folder(target, plan).unwrap();
         for (i, (weight, planned)) in weights.iter().zip(&tensors).enumerate() {
             let number = |j: usize| ((j * 31 + i * 7 + j * j % 1009) % 1013) as f32 * 1e-4 - 0.05;
