@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use lathe_formats::{AnyFormat, Blocks};
 
-use crate::{Error, Pool, dense, panels::Panels};
+use crate::{Error, Inputs, Pool, dense, panels::Panels};
 
 /// The arithmetic of a product with coded weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -23,6 +23,7 @@ pub struct Matrix {
     cols: usize,
     format: &'static dyn AnyFormat,
     precision: Precision,
+    inputs: Inputs,
     store: Store,
     /// The input that each coded column is multiplied with, where they are not in order.
     order: Option<Arc<[u32]>>,
@@ -57,7 +58,7 @@ impl Matrix {
             Some(panels) => Store::Panels(panels?),
             None => Store::Rows(blocks),
         };
-        Ok(Self { rows, cols, format, precision, store, order })
+        Ok(Self { rows, cols, format, precision, inputs: Inputs::Own, store, order })
     }
 
     /// Whether it reads the bytes that it was made from, as opposed to a repacked copy.
@@ -69,6 +70,13 @@ impl Matrix {
     #[must_use]
     pub fn precise(mut self, precision: Precision) -> Self {
         self.precision = precision;
+        self
+    }
+
+    /// The same weights with another scheme for what they are multiplied with.
+    #[must_use]
+    pub fn with_inputs(mut self, inputs: Inputs) -> Self {
+        self.inputs = inputs;
         self
     }
 
@@ -126,9 +134,28 @@ impl Matrix {
     pub(crate) fn product(&self, pool: &Pool, x: &[f32], t: usize, out: &mut [f32]) {
         let gathered = self.order.as_ref().map(|order| gather(x, order));
         let x = gathered.as_deref().unwrap_or(x);
+        if self.inputs != Inputs::Own {
+            return self.rounded_product(pool, x, t, out);
+        }
         match &self.store {
             Store::Rows(blocks) => dense::matmul(pool, x, t, blocks, out),
             Store::Panels(panels) => panels.matmul(pool, x, t, self.precision, out),
+        }
+    }
+
+    /// A product whose inputs have a scheme: on the codes where both are integers.
+    fn rounded_product(&self, pool: &Pool, x: &[f32], t: usize, out: &mut [f32]) {
+        let rounded = self.inputs.round(pool, x, self.cols);
+        match &self.store {
+            Store::Panels(panels)
+                if self.precision == Precision::Fast && self.inputs.is_integer() =>
+            {
+                panels.matmul_integers(pool, &rounded, t, out);
+            }
+            Store::Panels(panels) => {
+                panels.matmul(pool, &rounded.whole(self.cols), t, Precision::Exact, out);
+            }
+            Store::Rows(blocks) => dense::matmul(pool, &rounded.whole(self.cols), t, blocks, out),
         }
     }
 }

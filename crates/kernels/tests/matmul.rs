@@ -77,9 +77,7 @@ fn fast_extra(format: &dyn AnyFormat) -> f64 {
 
 /// Whether products are computed on the codes, with rounded inputs; others decode row by row.
 fn is_coded(format: &dyn AnyFormat) -> bool {
-    let by_rows = ["f32", "f16", "bf16", "q4_1", "q5_1"];
-    let name = format.name();
-    !by_rows.contains(&name) && !name.ends_with("_k") && !name.starts_with("iq")
+    !["f32", "f16", "bf16"].contains(&format.name())
 }
 
 fn check(blocks: &Blocks, x: &[f32], t: usize, what: &str) {
@@ -244,13 +242,18 @@ fn repacked_weights_keep_their_size_and_rows_decode_as_in_their_format() {
         let w = Matrix::new(blocks.clone()).unwrap();
         assert_eq!(w.is_repacked(), is_coded(*format));
         // 37 rows become 48; NF4's coded absmax become f32, as do scales beside eight-bit zero
-        // points; codes of two and three bits become nibbles.
+        // points, and scales of six bits bytes; codes of two and three bits become nibbles.
         let padded = blocks.bytes() * 48 / 37 + 64 * 3;
         let wider = match lathe_formats::Int::named(format.name()) {
             Some(int) if int.bits() < 4 => padded * (4 - usize::from(int.bits())) / 2,
             Some(int) if int.bits() == 8 && int.zero_points() => padded / 16,
-            _ if format.name() == "nf4_dq" => padded / 8,
-            _ => 0,
+            _ => match format.name() {
+                "nf4_dq" => padded / 8,
+                "q2_k" => padded,
+                "q3_k" => padded * 2 / 5,
+                "q4_k" | "q5_k" | "q6_k" | "iq4_xs" => padded / 25,
+                _ => 0,
+            },
         };
         assert!(w.bytes() <= padded + wider, "{}: {} > {padded}", format.name(), w.bytes());
         for isa in lathe_simd::available() {

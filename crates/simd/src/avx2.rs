@@ -261,6 +261,18 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
+    fn add_bit_pair<const N: i32>(self, x: I, pairs: I) -> I {
+        // What a shift of words moves from byte to byte lies outside the mask.
+        let moved = v!(pairs.map(|pairs| match N {
+            0 => _mm256_slli_epi16::<4>(pairs),
+            1 => _mm256_slli_epi16::<2>(pairs),
+            2 => pairs,
+            _ => _mm256_srli_epi16::<2>(pairs),
+        }));
+        let mask = v!([_mm256_set1_epi8(48); 2]);
+        both!(_mm256_or_si256, x, both!(_mm256_and_si256, moved, mask))
+    }
+    #[inline(always)]
     fn lookup(self, x: I, table: &[u8; 16]) -> I {
         v!({
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));

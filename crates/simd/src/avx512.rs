@@ -191,6 +191,19 @@ impl Isa for Avx512 {
         v!(_mm512_mask_add_epi8(x, u64::from_le_bytes(*mask), x, _mm512_set1_epi8(16)))
     }
     #[inline(always)]
+    fn add_bit_pair<const N: i32>(self, x: __m512i, pairs: __m512i) -> __m512i {
+        v!({
+            // What a shift of words moves from byte to byte lies outside the mask.
+            let moved = match N {
+                0 => _mm512_slli_epi16::<4>(pairs),
+                1 => _mm512_slli_epi16::<2>(pairs),
+                2 => pairs,
+                _ => _mm512_srli_epi16::<2>(pairs),
+            };
+            _mm512_or_si512(x, _mm512_and_si512(moved, _mm512_set1_epi8(48)))
+        })
+    }
+    #[inline(always)]
     fn lookup(self, x: __m512i, table: &[u8; 16]) -> __m512i {
         v!({
             let table = _mm_loadu_si128(table.as_ptr().cast());

@@ -91,6 +91,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn high_nibbles(self, x: Self::B) -> Self::B;
     /// Adds 16 to byte `i` where bit `i` of the little-endian mask is set; bytes must be below 16.
     fn add_fifth_bit(self, x: Self::B, mask: &[u8; 8]) -> Self::B;
+    /// Adds to each byte 16 times bit pair `N` of the byte in `pairs`; bytes must be below 16.
+    fn add_bit_pair<const N: i32>(self, x: Self::B, pairs: Self::B) -> Self::B;
     /// Byte `i` becomes `table[x[i]]`; bytes must be below 16.
     fn lookup(self, x: Self::B, table: &[u8; 16]) -> Self::B;
     /// Byte `J` of each lane, unsigned, as f32.

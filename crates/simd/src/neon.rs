@@ -237,6 +237,18 @@ impl Isa for Neon {
         })
     }
     #[inline(always)]
+    fn add_bit_pair<const N: i32>(self, x: B, pairs: B) -> B {
+        each!(|i| {
+            let moved = match N {
+                0 => vshlq_n_u8::<4>(pairs[i]),
+                1 => vshlq_n_u8::<2>(pairs[i]),
+                2 => pairs[i],
+                _ => vshrq_n_u8::<2>(pairs[i]),
+            };
+            vorrq_u8(x[i], vandq_u8(moved, vdupq_n_u8(48)))
+        })
+    }
+    #[inline(always)]
     fn lookup(self, x: B, table: &[u8; 16]) -> B {
         each!(|i| vqtbl1q_u8(vld1q_u8(table.as_ptr()), x[i]))
     }

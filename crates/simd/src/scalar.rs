@@ -176,6 +176,10 @@ impl Isa for Scalar {
         from_fn(|i| x[i] | ((mask[i / 8] >> (i % 8)) & 1) << 4)
     }
     #[inline(always)]
+    fn add_bit_pair<const N: i32>(self, x: B, pairs: B) -> B {
+        from_fn(|i| x[i] | (pairs[i] >> (2 * N) & 3) << 4)
+    }
+    #[inline(always)]
     fn lookup(self, x: B, table: &[u8; 16]) -> B {
         x.map(|x| table[usize::from(x & 15)])
     }

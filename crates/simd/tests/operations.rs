@@ -92,6 +92,10 @@ impl Everything {
             ("low_nibbles", isa.low_nibbles(codes)),
             ("high_nibbles", isa.high_nibbles(codes)),
             ("add_fifth_bit", isa.add_fifth_bit(nibbles, &self.mask)),
+            ("add_bit_pair 0", isa.add_bit_pair::<0>(nibbles, codes)),
+            ("add_bit_pair 1", isa.add_bit_pair::<1>(nibbles, codes)),
+            ("add_bit_pair 2", isa.add_bit_pair::<2>(nibbles, codes)),
+            ("add_bit_pair 3", isa.add_bit_pair::<3>(nibbles, codes)),
             ("lookup", isa.lookup(nibbles, &self.table)),
         ] {
             all.push((name, lanes_of(isa, result)));

@@ -101,15 +101,10 @@ fn decode<I: Isa, K: Layout>(isa: I, w: &Panels, panel: usize, room: &mut [[f32;
     let groups = groups.chunks_exact(w.group_bytes());
     for (group, room) in groups.zip(room.chunks_exact_mut(w.group * SUB)) {
         let (head, subs) = group.split_at(K::Head::BYTES);
-        // SAFETY: these are a head's bytes.
-        let (mut scales, zeros) =
-            unsafe { (K::Head::scales(isa, head.as_ptr()), K::Head::zeros(isa, head.as_ptr())) };
-        if !K::Head::SCALES {
-            scales = row_scales;
-        }
         let subs = subs.chunks_exact(K::Codes::BYTES);
-        for (sub, room) in subs.zip(room.as_chunks_mut::<SUB>().0) {
+        for (s, (sub, room)) in subs.zip(room.as_chunks_mut::<SUB>().0).enumerate() {
             for (j, room) in room.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let part = K::Head::PARTS * s + j * K::Head::PARTS / 4;
                 // SAFETY: these are a sub-block's bytes, and j < 4.
                 let stored = unsafe { K::Codes::stored(isa, sub.as_ptr(), j) };
                 for (stored, room) in stored.into_iter().zip(room.as_chunks_mut::<4>().0) {
@@ -120,7 +115,13 @@ fn decode<I: Isa, K: Layout>(isa: I, w: &Panels, panel: usize, room: &mut [[f32;
                         K::Codes::weight::<I, 3>(isa, stored),
                     ];
                     for (weight, room) in weights.into_iter().zip(room) {
-                        isa.store(isa.mul(isa.sub(weight, zeros), scales), room);
+                        let weights = if K::Head::SCALES {
+                            // SAFETY: these are a head's bytes, of as many parts.
+                            unsafe { K::Head::weights(isa, weight, head.as_ptr(), part) }
+                        } else {
+                            isa.mul(weight, row_scales)
+                        };
+                        isa.store(weights, room);
                     }
                 }
             }

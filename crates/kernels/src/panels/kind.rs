@@ -1,6 +1,6 @@
 use std::marker::PhantomData;
 
-use lathe_formats::NF4_LEVELS;
+use lathe_formats::{IQ4_LEVELS, NF4_LEVELS};
 use lathe_simd::{Isa, LANES};
 
 /// How codes and scales lie in a panel. A storage format maps to one of these.
@@ -26,6 +26,23 @@ pub(crate) enum Kind {
     EightZero,
     /// INT8 by rows: bytes − 128, one f32 scale per row.
     EightRow,
+    /// Q4_1: nibbles, f16 scales and minima.
+    FourMin,
+    /// Q5_1: five bits, f16 scales and minima.
+    FiveMin,
+    /// IQ4_NL: nibbles into a table of integers, f16 scales.
+    TableIq4,
+    /// IQ4_XS: the same in superblocks, with scales of eight bits.
+    TableIq4Super,
+    /// Q2_K and Q3_K: codes widened to nibbles. Superblocks of 256 columns have scales of eight
+    /// bits for each 16, and where the code is not symmetric minima.
+    TwoSuper,
+    ThreeSuper,
+    /// Q4_K and Q5_K: superblocks with scales and minima of eight bits for each 32.
+    FourSuper,
+    FiveSuper,
+    /// Q6_K: six bits − 32, superblocks with scales of eight bits for each 16.
+    SixSuper,
 }
 
 /// Runs `$body` with `$K` as the [`Layout`] of `$kind`.
@@ -50,11 +67,11 @@ macro_rules! with_layout {
                 $body
             }
             Kind::Table => {
-                type $K = Both<Levels, HeadF32>;
+                type $K = Both<Levels<Nf4>, HeadF32>;
                 $body
             }
             Kind::Five => {
-                type $K = Both<FiveBits, HeadF16>;
+                type $K = Both<FiveBits<16>, HeadF16>;
                 $body
             }
             Kind::Eight => {
@@ -73,12 +90,53 @@ macro_rules! with_layout {
                 type $K = Both<Bytes<128>, Tail>;
                 $body
             }
+            Kind::FourMin => {
+                type $K = Both<Nibbles<0>, Minimum>;
+                $body
+            }
+            Kind::FiveMin => {
+                type $K = Both<FiveBits<0>, Minimum>;
+                $body
+            }
+            Kind::TableIq4 => {
+                type $K = Both<Levels<Iq4>, HeadF16>;
+                $body
+            }
+            Kind::TableIq4Super => {
+                type $K = Both<Levels<Iq4>, Super<1>>;
+                $body
+            }
+            Kind::TwoSuper => {
+                type $K = Both<Nibbles<0>, SuperMinimum<2>>;
+                $body
+            }
+            Kind::ThreeSuper => {
+                type $K = Both<Nibbles<4>, Super<2>>;
+                $body
+            }
+            Kind::FourSuper => {
+                type $K = Both<Nibbles<0>, SuperMinimum<1>>;
+                $body
+            }
+            Kind::FiveSuper => {
+                type $K = Both<FiveBits<0>, SuperMinimum<1>>;
+                $body
+            }
+            Kind::SixSuper => {
+                type $K = Both<SixBits, Super<2>>;
+                $body
+            }
         }
     }};
 }
 pub(crate) use with_layout;
 
 impl Kind {
+    /// Bytes of each row in the fields of a head.
+    pub(crate) fn fields(self) -> &'static [usize] {
+        with_layout!(self, K => <K as Layout>::Head::FIELDS)
+    }
+
     pub(crate) fn head_bytes(self) -> usize {
         with_layout!(self, K => <K as Layout>::Head::BYTES)
     }
@@ -107,9 +165,14 @@ impl Kind {
         with_layout!(self, K => <K as Layout>::Codes::BIASED)
     }
 
-    /// Whether groups bring a zero point for each row.
-    pub(crate) fn has_zeros(self) -> bool {
-        with_layout!(self, K => <K as Layout>::Head::ZEROS)
+    /// Whether groups bring an offset for each row: a zero point or a minimum.
+    pub(crate) fn has_offsets(self) -> bool {
+        with_layout!(self, K => <K as Layout>::Head::OFFSETS)
+    }
+
+    /// Runs of a sub-block's columns that have scales of their own.
+    pub(crate) fn parts(self) -> usize {
+        with_layout!(self, K => <K as Layout>::Head::PARTS)
     }
 }
 
@@ -188,25 +251,47 @@ impl<const ZERO: i32> Codes for Nibbles<ZERO> {
     }
 }
 
-/// Nibbles that stand for the levels of NF4. The dot product takes the levels in 127ths, which
-/// are off by 0.0037 at most: an eighth of what separates the nearest two from their midpoint,
-/// and as much as rounding the activations costs.
-pub(crate) struct Levels;
+/// Nibbles that stand for the levels of a table.
+pub(crate) struct Levels<T>(PhantomData<T>);
 
-/// The levels in 127ths, plus 128.
-const LEVELS: [u8; 16] = {
-    let mut bytes = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        bytes[i] = (NF4_LEVELS[i] * 127.0 + 128.5) as u8;
-        i += 1;
-    }
-    bytes
-};
+/// Sixteen levels.
+pub(crate) trait Table: 'static {
+    const LEVELS: [f32; 16];
+    /// What a step of the dot product's codes goes into a level's unit.
+    const FRACTION: f32;
+    /// The levels in steps, plus 128.
+    const CODES: [u8; 16] = {
+        let mut codes = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            codes[i] = (Self::LEVELS[i] * Self::FRACTION + 128.5) as u8;
+            i += 1;
+        }
+        codes
+    };
+}
 
-impl Codes for Levels {
-    const BYTES: usize = 256;
+/// NF4. The dot product takes the levels in 127ths, which are off by 0.0037 at most: an eighth of
+/// what separates the nearest two from their midpoint, and as much as rounding the activations
+/// costs.
+pub(crate) struct Nf4;
+
+impl Table for Nf4 {
+    const LEVELS: [f32; 16] = NF4_LEVELS;
     const FRACTION: f32 = 127.0;
+}
+
+/// IQ4_NL and IQ4_XS: integers.
+pub(crate) struct Iq4;
+
+impl Table for Iq4 {
+    const LEVELS: [f32; 16] = IQ4_LEVELS;
+    const FRACTION: f32 = 1.0;
+}
+
+impl<T: Table> Codes for Levels<T> {
+    const BYTES: usize = 256;
+    const FRACTION: f32 = T::FRACTION;
 
     fn zero<I: Isa>() -> i32 {
         128 - I::DOT_BIAS
@@ -215,7 +300,7 @@ impl Codes for Levels {
     unsafe fn pair<I: Isa>(isa: I, from: *const u8, j: usize) -> [I::B; 2] {
         // SAFETY: the caller vouches for it.
         let [low, high] = unsafe { Self::stored(isa, from, j) };
-        [isa.lookup(low, &LEVELS), isa.lookup(high, &LEVELS)]
+        [isa.lookup(low, &T::CODES), isa.lookup(high, &T::CODES)]
     }
     #[inline(always)]
     unsafe fn stored<I: Isa>(isa: I, from: *const u8, j: usize) -> [I::B; 2] {
@@ -228,18 +313,18 @@ impl Codes for Levels {
     }
     #[inline(always)]
     fn weight<I: Isa, const J: i32>(isa: I, stored: I::B) -> I::F {
-        isa.byte_table::<J>(stored, &NF4_LEVELS)
+        isa.byte_table::<J>(stored, &T::LEVELS)
     }
 }
 
 /// Nibbles as in [`Nibbles`], then eight masks of 64 fifth bits, one per vector.
-pub(crate) struct FiveBits;
+pub(crate) struct FiveBits<const ZERO: i32>;
 
-impl Codes for FiveBits {
+impl<const ZERO: i32> Codes for FiveBits<ZERO> {
     const BYTES: usize = 256 + 64;
 
     fn zero<I: Isa>() -> i32 {
-        16
+        ZERO
     }
     #[inline(always)]
     unsafe fn pair<I: Isa>(isa: I, from: *const u8, j: usize) -> [I::B; 2] {
@@ -256,7 +341,40 @@ impl Codes for FiveBits {
     }
     #[inline(always)]
     fn weight<I: Isa, const J: i32>(isa: I, stored: I::B) -> I::F {
-        isa.sub(isa.byte_f32::<J>(stored), isa.splat(16.0))
+        isa.sub(isa.byte_f32::<J>(stored), isa.splat(ZERO as f32))
+    }
+}
+
+/// Nibbles as in [`Nibbles`], then two vectors of bit pairs: byte i of the first has the fifth and
+/// sixth bit of byte i of vectors 0, 1, 2 and 3, from its low end; the second those of the others.
+pub(crate) struct SixBits;
+
+impl Codes for SixBits {
+    const BYTES: usize = 256 + 128;
+
+    fn zero<I: Isa>() -> i32 {
+        32
+    }
+    #[inline(always)]
+    unsafe fn pair<I: Isa>(isa: I, from: *const u8, j: usize) -> [I::B; 2] {
+        // SAFETY: the caller vouches for 256 bytes and 128 of pairs.
+        unsafe {
+            let [low, high] = Nibbles::<0>::pair(isa, from, j);
+            let pairs = isa.load_bytes(&*from.add(256 + 64 * (j / 2)).cast());
+            if j.is_multiple_of(2) {
+                [isa.add_bit_pair::<0>(low, pairs), isa.add_bit_pair::<1>(high, pairs)]
+            } else {
+                [isa.add_bit_pair::<2>(low, pairs), isa.add_bit_pair::<3>(high, pairs)]
+            }
+        }
+    }
+    #[inline(always)]
+    fn dot<I: Isa>(isa: I, acc: I::I, codes: I::B, x: I::B) -> I::I {
+        isa.dot_small(acc, codes, x)
+    }
+    #[inline(always)]
+    fn weight<I: Isa, const J: i32>(isa: I, stored: I::B) -> I::F {
+        isa.sub(isa.byte_f32::<J>(stored), isa.splat(32.0))
     }
 }
 
@@ -288,74 +406,85 @@ impl<const ZERO: i32> Codes for Bytes<ZERO> {
     }
 }
 
-/// The head of a group: a scale for each row, perhaps a zero point.
+/// The head of a group: a scale for each row, perhaps an offset. Fields lie one after the other,
+/// each for all sixteen rows.
 pub(crate) trait Head: 'static {
-    const BYTES: usize;
+    /// Bytes of a row in each field.
+    const FIELDS: &'static [usize];
+    const BYTES: usize = {
+        let (mut bytes, mut i) = (0, 0);
+        while i < Self::FIELDS.len() {
+            bytes += Self::FIELDS[i] * LANES;
+            i += 1;
+        }
+        bytes
+    };
     /// Whether there are scales in the head; where not, they are in the panel's tail.
     const SCALES: bool = true;
-    /// Whether there are zero points, after the scales.
-    const ZEROS: bool = false;
+    /// Whether something is taken off the scaled codes.
+    const OFFSETS: bool = false;
+    /// Runs of a sub-block's columns that have scales of their own.
+    const PARTS: usize = 1;
 
-    /// The sixteen scales.
+    /// The sixteen scales of a part: `at` counts the parts of a group.
     ///
     /// # Safety
-    /// A head can be read at `from`.
-    unsafe fn scales<I: Isa>(isa: I, from: *const u8) -> I::F;
+    /// A head can be read at `from`, and the group has that part.
+    unsafe fn scales<I: Isa>(isa: I, from: *const u8, at: usize) -> I::F;
 
-    /// The sixteen zero points.
+    /// What is taken off sixteen scaled codes.
     ///
     /// # Safety
-    /// A head can be read at `from`.
+    /// As [`Head::scales`].
     #[inline(always)]
-    unsafe fn zeros<I: Isa>(isa: I, _from: *const u8) -> I::F {
+    unsafe fn offsets<I: Isa>(isa: I, _from: *const u8, _at: usize) -> I::F {
         isa.splat(0.0)
     }
-}
 
-pub(crate) struct HeadF16;
-
-impl Head for HeadF16 {
-    const BYTES: usize = 2 * LANES;
+    /// Sixteen weights, rounded as their format does; `level` is a code less what all codes are
+    /// too high by.
+    ///
+    /// # Safety
+    /// As [`Head::scales`].
     #[inline(always)]
-    unsafe fn scales<I: Isa>(isa: I, from: *const u8) -> I::F {
+    unsafe fn weights<I: Isa>(isa: I, level: I::F, from: *const u8, at: usize) -> I::F {
         // SAFETY: the caller vouches for it.
-        isa.load_f16(unsafe { &*from.cast() })
+        unsafe {
+            let scaled = isa.mul(level, Self::scales(isa, from, at));
+            if Self::OFFSETS { isa.sub(scaled, Self::offsets(isa, from, at)) } else { scaled }
+        }
     }
 }
 
-pub(crate) struct HeadBf16;
+/// Defines a head that is scales alone.
+macro_rules! plain_head {
+    ($($name:ident, $bytes:literal, $load:ident;)*) => {$(
+        pub(crate) struct $name;
 
-impl Head for HeadBf16 {
-    const BYTES: usize = 2 * LANES;
-    #[inline(always)]
-    unsafe fn scales<I: Isa>(isa: I, from: *const u8) -> I::F {
-        // SAFETY: the caller vouches for it.
-        isa.load_bf16(unsafe { &*from.cast() })
-    }
+        impl Head for $name {
+            const FIELDS: &'static [usize] = &[$bytes];
+            #[inline(always)]
+            unsafe fn scales<I: Isa>(isa: I, from: *const u8, _at: usize) -> I::F {
+                // SAFETY: the caller vouches for it.
+                isa.$load(unsafe { &*from.cast() })
+            }
+        }
+    )*};
 }
-
-pub(crate) struct HeadF32;
-
-impl Head for HeadF32 {
-    const BYTES: usize = 4 * LANES;
-    #[inline(always)]
-    unsafe fn scales<I: Isa>(isa: I, from: *const u8) -> I::F {
-        // SAFETY: the caller vouches for it.
-        isa.load_f32(unsafe { &*from.cast() })
-    }
+plain_head! {
+    HeadF16, 2, load_f16;
+    HeadBf16, 2, load_bf16;
+    HeadF32, 4, load_f32;
 }
 
 /// Scales, then bytes of zero points.
 pub(crate) struct Zero<H>(PhantomData<H>);
 
-impl<H: Head> Head for Zero<H> {
-    const BYTES: usize = H::BYTES + LANES;
-    const ZEROS: bool = true;
-    #[inline(always)]
-    unsafe fn scales<I: Isa>(isa: I, from: *const u8) -> I::F {
-        // SAFETY: the caller vouches for it.
-        unsafe { H::scales(isa, from) }
-    }
+impl<H: Head> Zero<H> {
+    /// The sixteen zero points.
+    ///
+    /// # Safety
+    /// As [`Head::scales`].
     #[inline(always)]
     unsafe fn zeros<I: Isa>(isa: I, from: *const u8) -> I::F {
         // SAFETY: the caller vouches for it.
@@ -363,14 +492,114 @@ impl<H: Head> Head for Zero<H> {
     }
 }
 
+impl<H: Head> Head for Zero<H> {
+    const FIELDS: &'static [usize] = &[H::FIELDS[0], 1];
+    const OFFSETS: bool = true;
+    #[inline(always)]
+    unsafe fn scales<I: Isa>(isa: I, from: *const u8, at: usize) -> I::F {
+        // SAFETY: the caller vouches for it.
+        unsafe { H::scales(isa, from, at) }
+    }
+    #[inline(always)]
+    unsafe fn offsets<I: Isa>(isa: I, from: *const u8, at: usize) -> I::F {
+        // SAFETY: the caller vouches for it.
+        unsafe { isa.mul(H::scales(isa, from, at), Self::zeros(isa, from)) }
+    }
+    #[inline(always)]
+    unsafe fn weights<I: Isa>(isa: I, level: I::F, from: *const u8, at: usize) -> I::F {
+        // SAFETY: the caller vouches for it.
+        unsafe { isa.mul(isa.sub(level, Self::zeros(isa, from)), H::scales(isa, from, at)) }
+    }
+}
+
+/// f16 scales, then f16 minima with their signs turned.
+pub(crate) struct Minimum;
+
+impl Head for Minimum {
+    const FIELDS: &'static [usize] = &[2, 2];
+    const OFFSETS: bool = true;
+    #[inline(always)]
+    unsafe fn scales<I: Isa>(isa: I, from: *const u8, _at: usize) -> I::F {
+        // SAFETY: the caller vouches for it.
+        isa.load_f16(unsafe { &*from.cast() })
+    }
+    #[inline(always)]
+    unsafe fn offsets<I: Isa>(isa: I, from: *const u8, _at: usize) -> I::F {
+        // SAFETY: the caller vouches for it.
+        isa.load_f16(unsafe { &*from.add(2 * LANES).cast() })
+    }
+}
+
+/// Sub-blocks of a superblock.
+pub(crate) const SUPER: usize = 8;
+
+/// A superblock's f32 scale, then a multiple of it for each part, as a byte with its sign turned:
+/// − 128.
+pub(crate) struct Super<const PARTS: usize>;
+
+impl<const PARTS: usize> Head for Super<PARTS> {
+    const FIELDS: &'static [usize] =
+        if PARTS == 1 { &[4, 1, 1, 1, 1, 1, 1, 1, 1] } else { &SIGNED };
+    const PARTS: usize = PARTS;
+    #[inline(always)]
+    unsafe fn scales<I: Isa>(isa: I, from: *const u8, at: usize) -> I::F {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            let unit = isa.load_f32(&*from.cast());
+            let bytes = isa.load_u8(&*from.add((4 + at) * LANES).cast());
+            isa.mul(unit, isa.sub(isa.to_f32(bytes), isa.splat(128.0)))
+        }
+    }
+}
+
+/// An f32, and a byte for each of sixteen parts.
+const SIGNED: [usize; 17] = {
+    let mut fields = [1; 17];
+    fields[0] = 4;
+    fields
+};
+
+/// A superblock's f16 scale and f16 minimum, then a multiple of each for each part.
+pub(crate) struct SuperMinimum<const PARTS: usize>;
+
+impl<const PARTS: usize> Head for SuperMinimum<PARTS> {
+    const FIELDS: &'static [usize] =
+        if PARTS == 1 { PAIRS.split_at(2 + 2 * SUPER).0 } else { &PAIRS };
+    const OFFSETS: bool = true;
+    const PARTS: usize = PARTS;
+    #[inline(always)]
+    unsafe fn scales<I: Isa>(isa: I, from: *const u8, at: usize) -> I::F {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            let bytes = isa.load_u8(&*from.add((4 + 2 * at) * LANES).cast());
+            isa.mul(isa.load_f16(&*from.cast()), isa.to_f32(bytes))
+        }
+    }
+    #[inline(always)]
+    unsafe fn offsets<I: Isa>(isa: I, from: *const u8, at: usize) -> I::F {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            let bytes = isa.load_u8(&*from.add((5 + 2 * at) * LANES).cast());
+            isa.mul(isa.load_f16(&*from.add(2 * LANES).cast()), isa.to_f32(bytes))
+        }
+    }
+}
+
+/// Two halves, and two bytes for each of sixteen parts.
+const PAIRS: [usize; 34] = {
+    let mut fields = [1; 34];
+    (fields[0], fields[1]) = (2, 2);
+    fields
+};
+
 /// No head: f32 scales at the end of the panel.
 pub(crate) struct Tail;
 
 impl Head for Tail {
-    const BYTES: usize = 0;
+    const FIELDS: &'static [usize] = &[];
     const SCALES: bool = false;
     #[inline(always)]
-    unsafe fn scales<I: Isa>(isa: I, _from: *const u8) -> I::F {
+    unsafe fn scales<I: Isa>(isa: I, _from: *const u8, _at: usize) -> I::F {
         isa.splat(1.0)
     }
 }

@@ -8,17 +8,19 @@
 //! a panel takes as many bytes as the rows did. All instruction sets share this layout.
 
 mod activations;
+mod columns;
 mod exact;
 mod kind;
 mod pack;
 mod product;
+mod superblocks;
 
 use std::sync::Arc;
 
 use lathe_formats::Blocks;
 use lathe_simd::LANES;
 
-use crate::{Error, Pool, Precision, memory::Room};
+use crate::{Error, Pool, Precision, inputs::Rounded, memory::Room};
 
 pub(crate) use kind::Kind;
 
@@ -89,8 +91,16 @@ impl Panels {
         out: &mut [f32],
     ) {
         match precision {
-            Precision::Fast => product::matmul(pool, self, x, t, out),
+            Precision::Fast => product::matmul(pool, self, (x, None), t, out),
             Precision::Exact => exact::matmul(pool, self, x, t, out),
+        }
+    }
+
+    /// The same with inputs that are eight-bit multiples of a scale per token, but for outliers.
+    pub(crate) fn matmul_integers(&self, pool: &Pool, x: &Rounded, t: usize, out: &mut [f32]) {
+        product::matmul(pool, self, (&x.x, Some(&x.scales)), t, out);
+        if !x.outliers.is_empty() {
+            columns::add(pool, self, &x.outliers, out);
         }
     }
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use lathe_formats::{Blocks, Int, Nested, ScaleType};
 use lathe_simd::LANES;
 
-use super::{Kind, Panels, SUB, Shape};
+use super::{Kind, Panels, SUB, Shape, superblocks};
 use crate::{Error, Pool, memory::Room, output::Output};
 
 /// Where the codes of a format are read from.
@@ -27,6 +27,15 @@ impl<'a> Source<'a> {
             "q8_0" => Kind::Eight,
             "int8" => Kind::EightRow,
             "nf4" | "nf4_dq" => Kind::Table,
+            "q4_1" => Kind::FourMin,
+            "q5_1" => Kind::FiveMin,
+            "iq4_nl" => Kind::TableIq4,
+            "iq4_xs" => Kind::TableIq4Super,
+            "q2_k" => Kind::TwoSuper,
+            "q3_k" => Kind::ThreeSuper,
+            "q4_k" => Kind::FourSuper,
+            "q5_k" => Kind::FiveSuper,
+            "q6_k" => Kind::SixSuper,
             _ => kind_of(int?),
         };
         let block = match kind {
@@ -60,19 +69,24 @@ impl<'a> Source<'a> {
                 flip_signs(from, codes);
                 RowHead::new(scale)
             }
-            Kind::Four => {
+            Kind::Four | Kind::TableIq4 => {
                 let (scale, nibbles) = bytes.split_at(2);
                 split_halves(nibbles, codes);
                 RowHead::new(scale)
             }
             Kind::Five => {
                 let (scale, rest) = bytes.split_at(2);
-                let (high, nibbles) = rest.split_at(4);
-                split_halves(nibbles, codes);
-                for (i, code) in codes.iter_mut().enumerate() {
-                    *code |= (high[i / 8] >> (i % 8) & 1) << 4;
-                }
+                five_bits(rest, codes);
                 RowHead::new(scale)
+            }
+            Kind::FourMin | Kind::FiveMin => {
+                let (head, rest) = bytes.split_at(4);
+                match self.kind {
+                    Kind::FourMin => split_halves(rest, codes),
+                    _ => five_bits(rest, codes),
+                }
+                // The minimum with its sign turned.
+                RowHead::new(&[head[0], head[1], head[2], head[3] ^ 128])
             }
             Kind::Table => {
                 let (absmax, nibbles) = bytes.split_at(size - self.block / 2);
@@ -87,7 +101,7 @@ impl<'a> Source<'a> {
                     None => RowHead::new(absmax),
                 }
             }
-            _ => unreachable!("rows without blocks and integers are read above"),
+            kind => superblocks::read(kind, bytes, codes),
         }
     }
 }
@@ -118,11 +132,12 @@ fn read_int(int: &Int, row: &[u8], (index, cols): (usize, usize), codes: &mut [u
         codes.iter_mut().for_each(|code| *code += 8 - int.middle());
     }
     let (scale, zero, _) = int.head_of(group);
-    if int.bits() == 8 && int.zero_points() {
-        RowHead { zero, ..RowHead::new(&int.scale_of(scale).to_le_bytes()) }
+    let head = if int.bits() == 8 && int.zero_points() {
+        RowHead::new(&int.scale_of(scale).to_le_bytes())
     } else {
-        RowHead { zero, ..RowHead::new(&scale) }
-    }
+        RowHead::new(&scale)
+    };
+    if int.zero_points() { head.then(zero) } else { head }
 }
 
 /// The absmax of a block of the whole matrix in NF4 with double quantization.
@@ -132,25 +147,35 @@ fn absmax_of(nested: &Nested, block: usize, code: u8) -> f32 {
     level * nested.absmax[(nested.skip + block) / NESTED_BLOCK] + nested.offset
 }
 
-/// A row's share of a group's head.
-#[derive(Clone, Copy, Default)]
-struct RowHead {
-    scale: [u8; 4],
+/// A row's share of a group's head: its bytes of each field, one after the other.
+pub(super) struct RowHead {
+    bytes: [u8; Self::MOST],
     len: usize,
-    zero: u8,
 }
 
 impl RowHead {
-    fn new(bytes: &[u8]) -> Self {
-        let mut scale = [0; 4];
-        scale[..bytes.len()].copy_from_slice(bytes);
-        Self { scale, len: bytes.len(), zero: 0 }
+    /// Two halves, and two bytes for each of sixteen parts.
+    const MOST: usize = 36;
+
+    pub(super) fn new(bytes: &[u8]) -> Self {
+        let mut head = Self { bytes: [0; Self::MOST], len: bytes.len() };
+        head.bytes[..bytes.len()].copy_from_slice(bytes);
+        head
     }
 
-    fn write(&self, lane: usize, zeros: bool, to: &mut [u8]) {
-        to[lane * self.len..][..self.len].copy_from_slice(&self.scale[..self.len]);
-        if zeros {
-            to[LANES * self.len + lane] = self.zero;
+    /// With one more byte.
+    pub(super) fn then(mut self, byte: u8) -> Self {
+        self.bytes[self.len] = byte;
+        self.len += 1;
+        self
+    }
+
+    /// Writes it to a row's places in a head of these fields.
+    fn write(&self, lane: usize, fields: &[usize], to: &mut [u8]) {
+        let mut at = 0;
+        for bytes in fields {
+            to[at * LANES + lane * bytes..][..*bytes].copy_from_slice(&self.bytes[at..at + bytes]);
+            at += bytes;
         }
     }
 }
@@ -167,6 +192,15 @@ fn split_halves(nibbles: &[u8], codes: &mut [u8]) {
     let (low, high) = codes.split_at_mut(nibbles.len());
     for ((low, high), byte) in low.iter_mut().zip(high).zip(nibbles) {
         (*low, *high) = (byte & 15, byte >> 4);
+    }
+}
+
+/// ggml's five bits: 32 high ones, then nibbles.
+fn five_bits(from: &[u8], codes: &mut [u8]) {
+    let (high, nibbles) = from.split_at(4);
+    split_halves(nibbles, codes);
+    for (i, code) in codes.iter_mut().enumerate() {
+        *code |= (high[i / 8] >> (i % 8) & 1) << 4;
     }
 }
 
@@ -196,9 +230,7 @@ fn pack_panel(source: &Source<'_>, shape: &Shape, first: usize, to: &mut [u8]) {
         let (head, subs) = to[start..start + shape.group_bytes()].split_at_mut(kind.head_bytes());
         for lane in 0..rows {
             let row = source.read(first + lane, group, &mut codes);
-            if !head.is_empty() {
-                row.write(lane, kind.has_zeros(), head);
-            }
+            row.write(lane, if kind.tail_bytes() > 0 { &[] } else { kind.fields() }, head);
             let subs = subs.chunks_exact_mut(kind.sub_bytes());
             for (codes, sub) in codes.chunks_exact(SUB).zip(subs) {
                 interleave(kind, codes, lane, sub);
@@ -208,7 +240,7 @@ fn pack_panel(source: &Source<'_>, shape: &Shape, first: usize, to: &mut [u8]) {
     if kind.tail_bytes() > 0 {
         let tail = &mut to[shape.groups * shape.group_bytes()..];
         for lane in 0..rows {
-            source.read(first + lane, 0, &mut codes).write(lane, false, tail);
+            source.read(first + lane, 0, &mut codes).write(lane, &[4], tail);
         }
     }
 }
@@ -227,7 +259,16 @@ fn interleave(kind: Kind, codes: &[u8], lane: usize, sub: &mut [u8]) {
         | Kind::FourZero
         | Kind::FourZeroBf16
         | Kind::Table
-        | Kind::Five => {
+        | Kind::Five
+        | Kind::FourMin
+        | Kind::FiveMin
+        | Kind::TableIq4
+        | Kind::TableIq4Super
+        | Kind::TwoSuper
+        | Kind::ThreeSuper
+        | Kind::FourSuper
+        | Kind::FiveSuper
+        | Kind::SixSuper => {
             let word = |four: &[u8; 4]| u32::from_le_bytes(four.map(|code| code & 15));
             for (j, pair) in fours.as_chunks::<2>().0.iter().enumerate() {
                 let nibbles = word(&pair[0]) | word(&pair[1]) << 4;
@@ -235,11 +276,19 @@ fn interleave(kind: Kind, codes: &[u8], lane: usize, sub: &mut [u8]) {
             }
         }
     }
-    if kind == Kind::Five {
+    if matches!(kind, Kind::Five | Kind::FiveMin | Kind::FiveSuper) {
         let masks = &mut sub[256..];
         for (j, four) in fours.iter().enumerate() {
             let bits = (0..4).fold(0, |bits, i| bits | (four[i] >> 4) << i);
             masks[8 * j + lane / 2] |= bits << (lane % 2 * 4);
+        }
+    }
+    if kind == Kind::SixSuper {
+        let pairs = &mut sub[256..];
+        for (v, four) in fours.iter().enumerate() {
+            for (i, code) in four.iter().enumerate() {
+                pairs[64 * (v / 4) + 4 * lane + i] |= (code >> 4) << (2 * (v % 4));
+            }
         }
     }
 }

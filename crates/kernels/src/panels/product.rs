@@ -40,8 +40,15 @@ const fn tile_tokens<I: Isa>() -> usize {
     if I::REGISTERS >= 32 { 6 } else { 4 }
 }
 
-/// `out = x · wᵀ` with inputs rounded to eight bits.
-pub(super) fn matmul(pool: &Pool, w: &Panels, x: &[f32], t: usize, out: &mut [f32]) {
+/// `out = x · wᵀ` with inputs rounded to eight bits, or to the scales that each token's are
+/// multiples of already.
+pub(super) fn matmul(
+    pool: &Pool,
+    w: &Panels,
+    x: (&[f32], Option<&[f32]>),
+    t: usize,
+    out: &mut [f32],
+) {
     // Taken out of its cell meanwhile: a task may call in again on this thread.
     let mut room = ROOM.take();
     let shape = &w.shape;
@@ -135,8 +142,8 @@ impl Strip<'_> {
             unsafe {
                 let head = code;
                 code = code.add(K::Head::BYTES);
-                for _ in 0..w.group {
-                    sub::<I, K, P, N>(isa, (head, code, panel_bytes), x, &mut sums);
+                for index in 0..w.group {
+                    sub::<I, K, P, N>(isa, (head, index, code, panel_bytes), x, &mut sums);
                     code = code.add(K::Codes::BYTES);
                     x = x.add(N * TOKEN_SUB);
                 }
@@ -186,70 +193,122 @@ pub(super) fn store_rows<I: Isa>(
 /// One sub-block of `P` panels times `N` tokens: integer sums, then scales.
 ///
 /// # Safety
-/// `w` is a group's head, a sub-block of it, and the distance from a panel to the next: both can
-/// be read in all `P` panels, and a sub-block of `N` tokens can be read at `x`.
+/// `w` is a group's head, the sub-block's number in the group, the sub-block, and the distance from
+/// a panel to the next: both can be read in all `P` panels, and a sub-block of `N` tokens can be
+/// read at `x`.
 #[inline(always)]
 unsafe fn sub<I: Isa, K: Layout, const P: usize, const N: usize>(
     isa: I,
-    (head, code, stride): (*const u8, *const u8, usize),
+    (head, index, code, stride): (*const u8, usize, *const u8, usize),
     x: *const u8,
     sums: &mut [[I::F; N]; P],
 ) {
-    // SAFETY: the caller vouches for the places; those of `x` are multiples of four from its
-    // start, but are read without regard to alignment.
-    unsafe {
-        let scale_at = x.add(super::SUB * N);
-        let correction_at = scale_at.add(4 * N);
+    let parts = K::Head::PARTS;
+    let inputs = Inputs::<N>(x);
+    for part in 0..parts {
         let mut dots = [[isa.splat_i(0); N]; P];
-        if !K::Head::ZEROS || K::Codes::BIASED {
+        // SAFETY: the caller vouches for the places; those of `x` are multiples of four from its
+        // start, but are read without regard to alignment.
+        unsafe {
             for n in 0..N {
-                let correction = correction_at.add(4 * n).cast::<i32>().read_unaligned();
-                let zero = if K::Head::ZEROS { -K::Codes::zero::<I>() } else { 1 };
+                let start = inputs.start::<I, K>(n, part);
                 for p in 0..P {
-                    dots[p][n] = isa.splat_i(zero * correction);
+                    dots[p][n] = isa.splat_i(start);
                 }
             }
-        }
-        for j in 0..4 {
-            let mut codes = [K::Codes::pair(isa, code, j); P];
-            for p in 1..P {
-                codes[p] = K::Codes::pair(isa, code.add(p * stride), j);
+            for j in part * 4 / parts..(part + 1) * 4 / parts {
+                let mut codes = [K::Codes::pair(isa, code, j); P];
+                for p in 1..P {
+                    codes[p] = K::Codes::pair(isa, code.add(p * stride), j);
+                }
+                for p in 0..P {
+                    isa.prefetch(code.wrapping_add(p * stride + AHEAD + 64 * j));
+                }
+                for half in 0..2 {
+                    for n in 0..N {
+                        let four = isa.splat_bytes(&*x.add(4 * ((2 * j + half) * N + n)).cast());
+                        for p in 0..P {
+                            dots[p][n] = K::Codes::dot(isa, dots[p][n], codes[p][half], four);
+                        }
+                    }
+                }
             }
             for p in 0..P {
-                isa.prefetch(code.wrapping_add(p * stride + AHEAD + 64 * j));
-            }
-            for half in 0..2 {
+                let scales = K::Head::scales(isa, head.add(p * stride), parts * index + part);
+                let offsets = K::Head::offsets(isa, head.add(p * stride), parts * index + part);
                 for n in 0..N {
-                    let four = isa.splat_bytes(&*x.add(4 * ((2 * j + half) * N + n)).cast());
-                    for p in 0..P {
-                        dots[p][n] = K::Codes::dot(isa, dots[p][n], codes[p][half], four);
+                    let scale = isa.splat(inputs.scale(n));
+                    let dot = isa.to_f32(dots[p][n]);
+                    let by = if K::Head::SCALES { isa.mul(scales, scale) } else { scale };
+                    sums[p][n] = isa.fma(dot, by, sums[p][n]);
+                    if K::Head::OFFSETS {
+                        let total = isa.splat(inputs.less::<K>(n, part));
+                        sums[p][n] = isa.fma(offsets, total, sums[p][n]);
                     }
                 }
             }
         }
-        for p in 0..P {
-            let scales = K::Head::scales(isa, head.add(p * stride));
-            let zeros = K::Head::zeros(isa, head.add(p * stride));
-            for n in 0..N {
-                let scale = isa.splat(scale_at.add(4 * n).cast::<f32>().read_unaligned());
-                let dot = isa.to_f32(dots[p][n]);
-                let sum = if K::Head::SCALES {
-                    isa.fma(dot, isa.mul(scales, scale), sums[p][n])
-                } else {
-                    isa.fma(dot, scale, sums[p][n])
-                };
-                sums[p][n] = if K::Head::ZEROS {
-                    let at = correction_at.add(4 * n);
-                    let total = if K::Codes::BIASED {
-                        let scale = scale_at.add(4 * n).cast::<f32>().read_unaligned();
-                        -scale * at.cast::<i32>().read_unaligned() as f32
-                    } else {
-                        at.cast::<f32>().read_unaligned()
-                    };
-                    isa.fma(isa.mul(scales, zeros), isa.splat(total), sum)
-                } else {
-                    sum
-                };
+    }
+}
+
+/// A sub-block of `N` tokens.
+struct Inputs<const N: usize>(*const u8);
+
+impl<const N: usize> Inputs<N> {
+    /// What token `n`'s codes are multiples of.
+    ///
+    /// # Safety
+    /// A sub-block of `N` tokens can be read.
+    #[inline(always)]
+    unsafe fn scale(&self, n: usize) -> f32 {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.0.add(super::SUB * N + 4 * n).cast::<f32>().read_unaligned() }
+    }
+
+    /// Token `n`'s correction.
+    ///
+    /// # Safety
+    /// As [`Inputs::scale`].
+    #[inline(always)]
+    unsafe fn correction<T>(&self, n: usize, at: usize) -> T {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.0.add((super::SUB + 4) * N + 4 * n).cast::<T>().add(at).read_unaligned() }
+    }
+
+    /// What the dot product of a part starts from.
+    ///
+    /// # Safety
+    /// As [`Inputs::scale`].
+    #[inline(always)]
+    unsafe fn start<I: Isa, K: Layout>(&self, n: usize, part: usize) -> i32 {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            if K::Head::PARTS == 2 {
+                -K::Codes::zero::<I>() * i32::from(self.correction::<i16>(n, part))
+            } else if !K::Head::OFFSETS {
+                self.correction(n, 0)
+            } else if K::Codes::BIASED {
+                -K::Codes::zero::<I>() * self.correction::<i32>(n, 0)
+            } else {
+                0
+            }
+        }
+    }
+
+    /// What rows' offsets are multiplied with: the sum of a part's inputs with its sign turned.
+    ///
+    /// # Safety
+    /// As [`Inputs::scale`].
+    #[inline(always)]
+    unsafe fn less<K: Layout>(&self, n: usize, part: usize) -> f32 {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            if K::Head::PARTS == 2 {
+                -self.scale(n) * f32::from(self.correction::<i16>(n, part))
+            } else if K::Codes::BIASED {
+                -self.scale(n) * self.correction::<i32>(n, 0) as f32
+            } else {
+                self.correction(n, 0)
             }
         }
     }
