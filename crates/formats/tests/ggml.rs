@@ -82,3 +82,31 @@ fn ggmls_bytes_decode_to_what_ggml_decodes_them_to() {
         assert_eq!(blocks.decode(), expected.floats(), "{kind}");
     }
 }
+
+fn squared_error(input: &[f32], coded: &[f32], importance: Option<&[f32]>) -> f64 {
+    let weight = |i: usize| importance.map_or(1.0, |all| f64::from(all[i % all.len()]));
+    let pairs = input.iter().zip(coded).enumerate();
+    pairs.map(|(i, (a, b))| weight(i) * f64::from(a - b).powi(2)).sum()
+}
+
+#[test]
+fn a_search_leaves_less_error_than_ggml_on_a_models_weights() {
+    let inputs = goldens("inputs");
+    let importance = inputs["importance"].floats();
+    let input = &inputs["demo"];
+    let (rows, cols) = input.matrix();
+    let floats = input.floats();
+    let source = by_name("f32").unwrap().encode(rows, cols, &floats, 1).unwrap();
+    for kind in ["q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_xs"] {
+        let format = by_name(&kind.to_lowercase()).unwrap();
+        for (file, importance) in [("plain", None), ("weighted", Some(&*importance))] {
+            let theirs = goldens(file)[&format!("demo.{kind}")].data.clone();
+            let theirs = Blocks::new(format, rows, cols, theirs.into(), vec![].into()).unwrap();
+            let ours = format.encode_weighted(&source, importance, Effort::Search, 1).unwrap();
+            let theirs = squared_error(&floats, &theirs.decode(), importance);
+            let ours = squared_error(&floats, &ours.decode(), importance);
+            println!("{kind} {file}: {:.3} of ggml's error", ours / theirs);
+            assert!(ours < 0.99 * theirs, "{kind} {file}: {ours} against {theirs}");
+        }
+    }
+}

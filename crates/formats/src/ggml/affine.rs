@@ -1,5 +1,6 @@
 //! The reference's search for a scale and a minimum of a group, and the blocks that have both.
 
+use super::importance::Weighing;
 use super::lanes::{F, LANES, Number, side_by_side};
 use super::superblock::{self, Super, WEIGHTS};
 use crate::round::nearest_wrapped;
@@ -146,29 +147,24 @@ pub(crate) trait Minima<const N: usize>: Super {
 
 /// Codes up to 16 groups, the whole of `dst`.
 #[inline(always)]
-fn encode_batch<B: Minima<N>, const N: usize>(
-    src: &[f32],
-    importance: Option<&[f32]>,
-    dst: &mut [B],
-) {
+fn encode_batch<B: Minima<N>, const N: usize>(src: &[f32], weighing: Weighing<'_>, dst: &mut [B]) {
     let x = side_by_side::<N>(src);
-    let (weights, tries) = match importance {
-        None => (B::own_weights(&x), B::TRIES),
-        Some(importance) => (
-            superblock::weights(&x, src, importance, B::SPREAD),
-            Tries::by_importance(B::TRIES.top),
-        ),
+    let by_importance = Tries::by_importance(B::TRIES.top);
+    let (weights, tries) = match weighing {
+        Weighing::Own => (B::own_weights(&x), B::TRIES),
+        Weighing::Importance(all) => (superblock::weights(&x, src, all, B::SPREAD), by_importance),
+        Weighing::Exact(all) => (side_by_side(all), by_importance),
     };
     let found = search(&x, &weights, tries);
     let groups = WEIGHTS / N;
     for (i, (block, src)) in dst.iter_mut().zip(src.chunks_exact(WEIGHTS)).enumerate() {
         let first = i * groups;
         let (scales, minima) = (&found.scale.0[first..][..groups], &found.min.0[first..][..groups]);
-        *block = if importance.is_some() {
+        *block = if matches!(weighing, Weighing::Own) {
+            against_largest::<B, N>(scales, minima)
+        } else {
             let total = weights.iter().skip(1).fold(weights[0], |sum, w| sum + *w);
             by_weight::<B, N>(scales, minima, &total.0[first..][..groups])
-        } else {
-            against_largest::<B, N>(scales, minima)
         };
         let mut codes = [0; WEIGHTS];
         let parts = src.chunks_exact(N).zip(codes.chunks_exact_mut(N));
@@ -185,10 +181,10 @@ fn encode_batch<B: Minima<N>, const N: usize>(
 #[inline(always)]
 pub(crate) fn encode_row<B: Minima<N>, const N: usize>(
     src: &[f32],
-    importance: Option<&[f32]>,
+    weighing: Weighing<'_>,
     dst: &mut [B],
 ) {
-    superblock::batches::<B, N>(src, importance, dst, encode_batch::<B, N>);
+    superblock::batches::<B, N>(src, weighing, dst, encode_batch::<B, N>);
 }
 
 /// Scales and minima as parts of the largest of each.

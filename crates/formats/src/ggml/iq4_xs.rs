@@ -1,7 +1,9 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+use super::importance::Weighing;
 use super::lanes::{F, LANES, side_by_side};
+use super::polish::{Parted, Parts};
 use super::superblock::{self, Super, WEIGHTS};
 use super::table::{self, IQ4_LEVELS};
 use crate::{Affine, Levels, round::nearest_wrapped};
@@ -32,12 +34,15 @@ impl Super for Iq4Xs {
     const LEVELS: Levels = Levels::Table(&IQ4_LEVELS);
 
     #[inline(always)]
-    fn encode_blocks(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
-        superblock::batches::<Self, GROUP>(src, importance, dst, |src, importance, dst| {
+    fn encode_blocks(src: &[f32], weighing: Weighing<'_>, dst: &mut [Self]) {
+        superblock::batches::<Self, GROUP>(src, weighing, dst, |src, weighing, dst| {
             let x = side_by_side::<GROUP>(src);
-            let weights = match importance {
-                None => x.map(|x| x * x),
-                Some(all) => superblock::weights(&x, src, all, 2.0 / WEIGHTS as f32),
+            let weights = match weighing {
+                Weighing::Own => x.map(|x| x * x),
+                Weighing::Importance(all) => {
+                    superblock::weights(&x, src, all, 2.0 / WEIGHTS as f32)
+                }
+                Weighing::Exact(all) => side_by_side(all),
             };
             let F(scales) = table::search(&x, &weights);
             let blocks = dst.iter_mut().zip(src.chunks_exact(WEIGHTS));
@@ -49,10 +54,8 @@ impl Super for Iq4Xs {
 
     #[inline(always)]
     fn affine(&self, group: usize) -> Affine {
-        let low = self.scales_low[group / 2] >> (4 * (group % 2)) & 15;
-        let high = u16::from_le_bytes(self.scales_high) >> (2 * group) & 3;
-        let scale = i32::from(low) + (i32::from(high) << 4) - SCALE_TOP;
-        Affine { scale: f16::from_le_bytes(self.scale).to_f32() * scale as f32, offset: 0.0 }
+        let scale = f16::from_le_bytes(self.scale).to_f32() * self.scale_of(group) as f32;
+        Affine { scale, offset: 0.0 }
     }
 
     #[inline(always)]
@@ -85,23 +88,60 @@ fn with_scales(scales: &[f32], src: &[f32]) -> Iq4Xs {
     all[..GROUPS].copy_from_slice(scales);
     let scale = -super::symmetric::largest(&all) / SCALE_TOP as f32;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let (mut high, mut low, mut codes) = (0, [0; 4], [0; WEIGHTS]);
+    let (mut chosen, mut codes) = ([0; GROUPS], [0; WEIGHTS]);
     let groups = src.chunks_exact(GROUP).zip(codes.chunks_exact_mut(GROUP));
     for (group, (src, codes)) in groups.enumerate() {
         let code = nearest_wrapped(inverse * scales[group]).clamp(-SCALE_TOP, SCALE_TOP - 1);
         table::nearest_codes(scale * code as f32, src, codes);
-        let code = (code + SCALE_TOP) as u8;
-        low[group / 2] |= (code & 15) << (4 * (group % 2));
-        high |= u16::from(code >> 4) << (2 * group);
+        chosen[group] = code;
     }
-    let mut block = Iq4Xs {
-        scale: f16::from_f32(scale).to_le_bytes(),
-        scales_high: high.to_le_bytes(),
-        scales_low: low,
-        codes: [0; 128],
-    };
+    let mut block = Iq4Xs::with_codes(scale, &chosen);
     block.set_codes(&codes);
     block
+}
+
+impl Iq4Xs {
+    /// The signed scale of a group.
+    #[inline(always)]
+    fn scale_of(&self, group: usize) -> i32 {
+        let low = self.scales_low[group / 2] >> (4 * (group % 2)) & 15;
+        let high = u16::from_le_bytes(self.scales_high) >> (2 * group) & 3;
+        i32::from(low) + (i32::from(high) << 4) - SCALE_TOP
+    }
+
+    /// A block with these signed scales and any codes.
+    fn with_codes(scale: f32, codes: &[i32]) -> Self {
+        let (mut high, mut low) = (0, [0; 4]);
+        for (group, code) in codes.iter().enumerate().take(GROUPS) {
+            let code = (code + SCALE_TOP) as u8;
+            low[group / 2] |= (code & 15) << (4 * (group % 2));
+            high |= u16::from(code >> 4) << (2 * group);
+        }
+        Self {
+            scale: f16::from_f32(scale).to_le_bytes(),
+            scales_high: high.to_le_bytes(),
+            scales_low: low,
+            codes: [0; 128],
+        }
+    }
+}
+
+impl Parted for Iq4Xs {
+    const SCALES: (i32, i32) = (-SCALE_TOP, SCALE_TOP - 1);
+    const MINIMA: i32 = 0;
+
+    fn parts(&self) -> Parts {
+        let mut scales = [0; LANES];
+        for (group, scale) in scales.iter_mut().enumerate().take(GROUPS) {
+            *scale = self.scale_of(group);
+        }
+        let scale = f16::from_le_bytes(self.scale).to_f32();
+        Parts { scale, min: 0.0, scales, minima: [0; LANES] }
+    }
+
+    fn of_parts(parts: &Parts) -> Self {
+        Self::with_codes(parts.scale, &parts.scales)
+    }
 }
 
 super_format! {

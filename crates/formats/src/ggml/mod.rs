@@ -40,10 +40,15 @@ macro_rules! super_format {
             }
 
             fn weighted(effort: crate::Effort) -> Option<crate::format::Weighted<Self>> {
-                match effort {
-                    crate::Effort::Nearest => Some(super::superblock::encode_row),
-                    crate::Effort::Search => None,
-                }
+                Some(match effort {
+                    crate::Effort::Nearest => super::superblock::encode_row,
+                    crate::Effort::Search => {
+                        super::polish::search_row::<
+                            Self,
+                            { <Self as super::superblock::Super>::GROUP },
+                        >
+                    }
+                })
             }
         }
 
@@ -76,6 +81,7 @@ mod importance;
 mod iq4_nl;
 mod iq4_xs;
 mod lanes;
+mod polish;
 mod q2_k;
 mod q3_k;
 mod q4_k;

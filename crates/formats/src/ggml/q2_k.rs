@@ -2,7 +2,9 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::affine::{self, Cuts, Minima, Tries};
+use super::importance::Weighing;
 use super::lanes::{F, Number};
+use super::polish::{Parted, Parts};
 use super::superblock::{Super, WEIGHTS, pack_twos, unpack_twos};
 use crate::{Affine, Levels};
 
@@ -24,8 +26,8 @@ impl Super for Q2K {
     const LEVELS: Levels = Levels::Integers { low: 0, high: 3 };
 
     #[inline(always)]
-    fn encode_blocks(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
-        affine::encode_row::<Self, 16>(src, importance, dst);
+    fn encode_blocks(src: &[f32], weighing: Weighing<'_>, dst: &mut [Self]) {
+        affine::encode_row::<Self, 16>(src, weighing, dst);
     }
 
     #[inline(always)]
@@ -70,6 +72,25 @@ impl Minima<16> for Q2K {
             scale: f16::from_f32(scale).to_le_bytes(),
             min: f16::from_f32(min).to_le_bytes(),
         }
+    }
+}
+
+impl Parted for Q2K {
+    const SCALES: (i32, i32) = (0, 15);
+    const MINIMA: i32 = 15;
+
+    fn parts(&self) -> Parts {
+        Parts {
+            scale: f16::from_le_bytes(self.scale).to_f32(),
+            min: f16::from_le_bytes(self.min).to_f32(),
+            scales: self.scales.map(|both| i32::from(both & 15)),
+            minima: self.scales.map(|both| i32::from(both >> 4)),
+        }
+    }
+
+    fn of_parts(parts: &Parts) -> Self {
+        let (scales, minima) = (parts.scales.map(|x| x as u8), parts.minima.map(|x| x as u8));
+        Self::with_scales(parts.scale, parts.min, &scales, &minima)
     }
 }
 

@@ -1,7 +1,9 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::lanes::{F, LANES};
+use super::importance::Weighing;
+use super::lanes::{F, LANES, side_by_side};
+use super::polish::{Parted, Parts};
 use super::superblock::{self, Super, WEIGHTS, pack_twos, unpack_twos};
 use super::symmetric::{self, Chosen, GROUP, Signed};
 use crate::{Affine, Levels, round::nearest_wrapped};
@@ -31,16 +33,14 @@ impl Super for Q3K {
     const LEVELS: Levels = Levels::Integers { low: -TOP, high: TOP - 1 };
 
     #[inline(always)]
-    fn encode_blocks(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
-        symmetric::encode_row(src, importance, dst);
+    fn encode_blocks(src: &[f32], weighing: Weighing<'_>, dst: &mut [Self]) {
+        symmetric::encode_row(src, weighing, dst);
     }
 
     #[inline(always)]
     fn affine(&self, group: usize) -> Affine {
-        let low = self.scales[group % 8] >> (4 * (group / 8)) & 15;
-        let high = self.scales[8 + group % 4] >> (2 * (group / 4)) & 3;
-        let scale = i32::from(low | high << 4) - SCALE_TOP;
-        Affine { scale: f16::from_le_bytes(self.scale).to_f32() * scale as f32, offset: 0.0 }
+        let scale = f16::from_le_bytes(self.scale).to_f32() * self.scale_of(group) as f32;
+        Affine { scale, offset: 0.0 }
     }
 
     #[inline(always)]
@@ -68,12 +68,15 @@ impl Super for Q3K {
 
 impl Signed for Q3K {
     #[inline(always)]
-    fn choose(x: &[F; GROUP], src: &[f32], importance: Option<&[f32]>) -> Chosen {
-        let Some(importance) = importance else {
-            let (scales, codes) = symmetric::descend(x, TOP);
-            return Chosen { scales: scales.0, weights: None, codes };
+    fn choose(x: &[F; GROUP], src: &[f32], weighing: Weighing<'_>) -> Chosen {
+        let weights = match weighing {
+            Weighing::Own => {
+                let (scales, codes) = symmetric::descend(x, TOP);
+                return Chosen { scales: scales.0, weights: None, codes };
+            }
+            Weighing::Importance(all) => superblock::weights(x, src, all, 2.0 / WEIGHTS as f32),
+            Weighing::Exact(all) => side_by_side(all),
         };
-        let weights = superblock::weights(x, src, importance, 2.0 / 256.0);
         let (scales, inverse) = symmetric::search(x, &weights, TOP);
         let total = weights.iter().skip(1).fold(weights[0], |sum, w| sum + *w);
         let codes = symmetric::kept(x, inverse, TOP);
@@ -89,13 +92,28 @@ impl Signed for Q3K {
                 (scale, symmetric::kept(scales, inverse, SCALE_TOP).map(|code| code as u8))
             }
         };
+        Some(Self::with_codes(scale, codes))
+    }
+}
+
+impl Q3K {
+    /// The signed scale of a group.
+    #[inline(always)]
+    fn scale_of(&self, group: usize) -> i32 {
+        let low = self.scales[group % 8] >> (4 * (group / 8)) & 15;
+        let high = self.scales[8 + group % 4] >> (2 * (group / 4)) & 3;
+        i32::from(low | high << 4) - SCALE_TOP
+    }
+
+    /// A block with these scales + 32 and any codes.
+    fn with_codes(scale: f32, codes: [u8; LANES]) -> Self {
         let mut packed = [0; 12];
         for (group, code) in codes.iter().enumerate() {
             packed[group % 8] |= (code & 15) << (4 * (group / 8));
             packed[8 + group % 4] |= code >> 4 << (2 * (group / 4));
         }
         let scale = f16::from_f32(scale).to_le_bytes();
-        Some(Self { high: [0; 32], low: [0; 64], scales: packed, scale })
+        Self { high: [0; 32], low: [0; 64], scales: packed, scale }
     }
 }
 
@@ -108,6 +126,21 @@ fn against_largest(scales: &[f32; LANES]) -> (f32, [u8; LANES]) {
     let inverse = -SCALE_TOP as f32 / largest;
     let code = |x: f32| nearest_wrapped(inverse * x).clamp(-SCALE_TOP, SCALE_TOP - 1);
     (1.0 / inverse, scales.map(|x| (code(x) + SCALE_TOP) as u8))
+}
+
+impl Parted for Q3K {
+    const SCALES: (i32, i32) = (-SCALE_TOP, SCALE_TOP - 1);
+    const MINIMA: i32 = 0;
+
+    fn parts(&self) -> Parts {
+        let scales = std::array::from_fn(|group| self.scale_of(group));
+        let scale = f16::from_le_bytes(self.scale).to_f32();
+        Parts { scale, min: 0.0, scales, minima: [0; LANES] }
+    }
+
+    fn of_parts(parts: &Parts) -> Self {
+        Self::with_codes(parts.scale, parts.scales.map(|scale| (scale + SCALE_TOP) as u8))
+    }
 }
 
 super_format! {

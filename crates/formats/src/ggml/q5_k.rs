@@ -2,7 +2,9 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::affine::{self, Cuts, Minima, Tries};
+use super::importance::Weighing;
 use super::lanes::F;
+use super::polish::{Parted, Parts};
 use super::sixes::{Sixes, by_magnitude};
 use super::superblock::{Super, WEIGHTS};
 use crate::{Affine, Levels};
@@ -26,8 +28,8 @@ impl Super for Q5K {
     const LEVELS: Levels = Levels::Integers { low: 0, high: 31 };
 
     #[inline(always)]
-    fn encode_blocks(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
-        affine::encode_row::<Self, 32>(src, importance, dst);
+    fn encode_blocks(src: &[f32], weighing: Weighing<'_>, dst: &mut [Self]) {
+        affine::encode_row::<Self, 32>(src, weighing, dst);
     }
 
     #[inline(always)]
@@ -82,6 +84,20 @@ impl Minima<32> for Q5K {
             high: [0; 32],
             low: [0; 128],
         }
+    }
+}
+
+impl Parted for Q5K {
+    const SCALES: (i32, i32) = (0, 63);
+    const MINIMA: i32 = 63;
+
+    fn parts(&self) -> Parts {
+        self.sixes.parts(self.scale, self.min)
+    }
+
+    fn of_parts(parts: &Parts) -> Self {
+        let (scales, minima) = (parts.scales.map(|x| x as u8), parts.minima.map(|x| x as u8));
+        Self::with_scales(parts.scale, parts.min, &scales, &minima)
     }
 }
 

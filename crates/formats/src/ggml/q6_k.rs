@@ -2,7 +2,9 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::affine::NOTHING;
-use super::lanes::{F, side_by_side};
+use super::importance::Weighing;
+use super::lanes::{F, LANES, side_by_side};
+use super::polish::{Parted, Parts};
 use super::superblock::{Super, WEIGHTS, pack_twos, unpack_twos};
 use super::symmetric::{self, Chosen, GROUP, Signed};
 use crate::{Affine, Levels, round::nearest_wrapped};
@@ -29,8 +31,8 @@ impl Super for Q6K {
     const LEVELS: Levels = Levels::Integers { low: -TOP, high: TOP - 1 };
 
     #[inline(always)]
-    fn encode_blocks(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]) {
-        symmetric::encode_row(src, importance, dst);
+    fn encode_blocks(src: &[f32], weighing: Weighing<'_>, dst: &mut [Self]) {
+        symmetric::encode_row(src, weighing, dst);
     }
 
     #[inline(always)]
@@ -64,10 +66,10 @@ impl Super for Q6K {
 
 impl Signed for Q6K {
     #[inline(always)]
-    fn choose(x: &[F; GROUP], _: &[f32], importance: Option<&[f32]>) -> Chosen {
-        let weights = match importance {
-            None => x.map(|x| x * x),
-            Some(importance) => side_by_side(importance),
+    fn choose(x: &[F; GROUP], _: &[f32], weighing: Weighing<'_>) -> Chosen {
+        let weights = match weighing {
+            Weighing::Own => x.map(|x| x * x),
+            Weighing::Importance(all) | Weighing::Exact(all) => side_by_side(all),
         };
         let (scales, inverse) = symmetric::search(x, &weights, TOP);
         Chosen { scales: scales.0, weights: None, codes: symmetric::kept(x, inverse, TOP) }
@@ -85,6 +87,29 @@ impl Signed for Q6K {
             scales: chosen.scales.map(|x| nearest_wrapped(inverse * x).min(127) as i8),
             scale: f16::from_f32(1.0 / inverse).to_le_bytes(),
         })
+    }
+}
+
+impl Parted for Q6K {
+    const SCALES: (i32, i32) = (-128, 127);
+    const MINIMA: i32 = 0;
+
+    fn parts(&self) -> Parts {
+        Parts {
+            scale: f16::from_le_bytes(self.scale).to_f32(),
+            min: 0.0,
+            scales: self.scales.map(i32::from),
+            minima: [0; LANES],
+        }
+    }
+
+    fn of_parts(parts: &Parts) -> Self {
+        Self {
+            low: [0; 128],
+            high: [0; 64],
+            scales: parts.scales.map(|x| x as i8),
+            scale: f16::from_f32(parts.scale).to_le_bytes(),
+        }
     }
 }
 

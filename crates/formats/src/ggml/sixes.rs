@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::lanes::{F, Number};
+use super::lanes::{F, LANES, Number};
+use super::polish::Parts;
 use crate::Affine;
 
 /// Eight scales and eight minima of six bits in twelve bytes: the first four scales and the first
@@ -41,6 +42,21 @@ impl Sixes {
             let low = bytes[group + 4];
             (low & 15 | bytes[group - 4] >> 6 << 4, low >> 4 | bytes[group] >> 6 << 4)
         }
+    }
+
+    /// All of them, where the superblock's scale and minimum are these.
+    pub(crate) fn parts(&self, scale: [u8; 2], min: [u8; 2]) -> Parts {
+        let mut parts = Parts {
+            scale: f16::from_le_bytes(scale).to_f32(),
+            min: f16::from_le_bytes(min).to_f32(),
+            scales: [0; LANES],
+            minima: [0; LANES],
+        };
+        for group in 0..GROUPS {
+            let (scale, min) = self.get(group);
+            (parts.scales[group], parts.minima[group]) = (scale.into(), min.into());
+        }
+        parts
     }
 
     /// The map of a group, where the superblock's scale and minimum are these.

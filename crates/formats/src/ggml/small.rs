@@ -4,7 +4,7 @@ use half::f16;
 use lathe_simd::{Isa, Op};
 
 use super::affine::{self, Tries};
-use super::importance::tempered;
+use super::importance::{Weighing, tempered};
 use super::lanes::{F, LANES, Number, side_by_side};
 use super::superblock::by_spread;
 use super::{symmetric, table};
@@ -35,7 +35,7 @@ pub(crate) enum Rule {
 /// A row to be coded with the best instructions of the machine.
 struct Encode<'a, B> {
     src: &'a [f32],
-    importance: Option<&'a [f32]>,
+    weighing: Weighing<'a>,
     dst: &'a mut [B],
 }
 
@@ -46,28 +46,29 @@ impl<B: Small> Op for Encode<'_, B> {
         let row = self.src.iter().fold(0.0, |sum, x| sum + x * x) / self.src.len() as f32;
         for (i, dst) in self.dst.chunks_mut(LANES).enumerate() {
             let range = i * LANES * WEIGHTS..(i * LANES + dst.len()) * WEIGHTS;
-            let importance = self.importance.map(|all| &all[range.clone()]);
-            encode_batch(&self.src[range], importance, row, dst);
+            let weighing = self.weighing.of(range.clone());
+            encode_batch(&self.src[range], weighing, row, dst);
         }
     }
 }
 
 /// Codes a row by its rule; without importance, an error weighs as much as its weight squared.
 pub(crate) fn encode_row<B: Small>(src: &[f32], importance: Option<&[f32]>, dst: &mut [B]) {
-    lathe_simd::run(Encode { src, importance, dst });
+    lathe_simd::run(Encode { src, weighing: importance.into(), dst });
 }
 
 /// Codes up to [`LANES`] blocks; `row` is the mean square of the row.
 #[inline(always)]
-fn encode_batch<B: Small>(src: &[f32], importance: Option<&[f32]>, row: f32, dst: &mut [B]) {
+fn encode_batch<B: Small>(src: &[f32], weighing: Weighing<'_>, row: f32, dst: &mut [B]) {
     let x = side_by_side::<WEIGHTS>(src);
-    let weights = match (importance, B::RULE) {
-        (None, _) => x.map(|x| x * x),
-        (Some(importance), Rule::Table) => {
+    let weights = match (weighing, B::RULE) {
+        (Weighing::Own, _) => x.map(|x| x * x),
+        (Weighing::Importance(all), Rule::Table) => {
             let squares = x.iter().fold(F::all(0.0), |sum, x| sum + *x * *x);
-            by_spread(&x, squares * F::all(2.0 / WEIGHTS as f32), importance)
+            by_spread(&x, squares * F::all(2.0 / WEIGHTS as f32), all)
         }
-        (Some(importance), _) => by_spread(&x, F::all(row), importance),
+        (Weighing::Importance(all), _) => by_spread(&x, F::all(row), all),
+        (Weighing::Exact(all), _) => side_by_side(all),
     };
     let blocks = dst.iter_mut().zip(src.chunks_exact(WEIGHTS)).enumerate();
     match B::RULE {

@@ -2,9 +2,9 @@
 
 use lathe_simd::{Isa, Op};
 
-use super::importance::tempered;
+use super::importance::Weighing;
 use super::lanes::{F, LANES, Number, side_by_side};
-use crate::{Affine, Effort, Format, Levels, Scales, Span, round::nearest_wrapped};
+use crate::{Affine, Format, Levels, Scales, Span, round::nearest_wrapped};
 
 /// ggml's QK_K: weights per superblock.
 pub(crate) const WEIGHTS: usize = 256;
@@ -16,7 +16,7 @@ pub(crate) trait Super: Format {
     const LEVELS: Levels;
 
     /// Codes a row as the reference does; to be called through [`encode_row`].
-    fn encode_blocks(src: &[f32], importance: Option<&[f32]>, dst: &mut [Self]);
+    fn encode_blocks(src: &[f32], weighing: Weighing<'_>, dst: &mut [Self]);
     /// The map that decoding applies to a group.
     fn affine(&self, group: usize) -> Affine;
     /// Takes one code per weight.
@@ -28,7 +28,7 @@ pub(crate) trait Super: Format {
 /// A row to be coded with the best instructions of the machine.
 struct Encode<'a, B> {
     src: &'a [f32],
-    importance: Option<&'a [f32]>,
+    weighing: Weighing<'a>,
     dst: &'a mut [B],
 }
 
@@ -36,13 +36,13 @@ impl<B: Super> Op for Encode<'_, B> {
     type Out = ();
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        B::encode_blocks(self.src, self.importance, self.dst);
+        B::encode_blocks(self.src, self.weighing, self.dst);
     }
 }
 
 /// Codes a row as the reference does, without or with an importance of columns.
 pub(crate) fn encode_row<B: Super>(src: &[f32], importance: Option<&[f32]>, dst: &mut [B]) {
-    lathe_simd::run(Encode { src, importance, dst });
+    lathe_simd::run(Encode { src, weighing: importance.into(), dst });
 }
 
 /// Codes one block.
@@ -83,14 +83,14 @@ pub(crate) fn nearest<B: Super>(block: &B, group: usize, src: &[f32], codes: &mu
 #[inline(always)]
 pub(crate) fn batches<B: Super, const N: usize>(
     src: &[f32],
-    importance: Option<&[f32]>,
+    weighing: Weighing<'_>,
     dst: &mut [B],
-    mut encode: impl FnMut(&[f32], Option<&[f32]>, &mut [B]),
+    mut encode: impl FnMut(&[f32], Weighing<'_>, &mut [B]),
 ) {
     let blocks = (LANES * N / B::BLOCK).max(1);
     for (i, dst) in dst.chunks_mut(blocks).enumerate() {
         let range = i * blocks * B::BLOCK..(i * blocks + dst.len()) * B::BLOCK;
-        encode(&src[range.clone()], importance.map(|all| &all[range.clone()]), dst);
+        encode(&src[range.clone()], weighing.of(range), dst);
     }
 }
 
@@ -122,10 +122,10 @@ pub(crate) fn by_spread<const N: usize>(x: &[F; N], spread: F, importance: &[f32
 
 /// The scales of one block, for [`crate::Grid::fit`].
 pub(crate) fn fit<B: Super>(span: Span<'_>, scales: &mut Scales) {
-    let block: B = match (span.effort, span.importance) {
-        (Effort::Search, Some(importance)) => encode(span.weights, tempered(importance).as_deref()),
-        _ => encode(span.weights, span.importance),
-    };
+    let mut block = B::zeroed();
+    if let Some(encode) = B::weighted(span.effort) {
+        encode(span.weights, span.importance, std::slice::from_mut(&mut block));
+    }
     scales.affine.clear();
     scales.affine.extend((0..WEIGHTS / B::GROUP).map(|group| block.affine(group)));
     scales.stored.clear();

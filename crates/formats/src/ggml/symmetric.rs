@@ -1,6 +1,7 @@
 //! The reference's searches for a scale alone, and the blocks that have no minimum.
 
 use super::affine::NOTHING;
+use super::importance::Weighing;
 use super::lanes::{F, LANES, Number, side_by_side};
 use super::superblock::{self, Super, WEIGHTS};
 
@@ -111,7 +112,7 @@ pub(crate) const GROUP: usize = 16;
 /// A superblock of sixteen groups with signed scales.
 pub(crate) trait Signed: Super {
     /// The scales of the groups, whose weights are `x` and, one after the other, `src`.
-    fn choose(x: &[F; GROUP], src: &[f32], importance: Option<&[f32]>) -> Chosen;
+    fn choose(x: &[F; GROUP], src: &[f32], weighing: Weighing<'_>) -> Chosen;
 
     /// A block with scales as near to these as can be stored, and any codes; `None` where all is
     /// as good as zero.
@@ -129,10 +130,10 @@ pub(crate) struct Chosen {
 
 /// Codes a row as the reference does.
 #[inline(always)]
-pub(crate) fn encode_row<B: Signed>(src: &[f32], importance: Option<&[f32]>, dst: &mut [B]) {
+pub(crate) fn encode_row<B: Signed>(src: &[f32], weighing: Weighing<'_>, dst: &mut [B]) {
     for (i, (src, block)) in src.chunks_exact(WEIGHTS).zip(dst).enumerate() {
-        let importance = importance.map(|all| &all[i * WEIGHTS..][..WEIGHTS]);
-        let chosen = B::choose(&side_by_side(src), src, importance);
+        let weighing = weighing.of(i * WEIGHTS..(i + 1) * WEIGHTS);
+        let chosen = B::choose(&side_by_side(src), src, weighing);
         let Some(scaled) = B::with_scales(&chosen) else {
             *block = B::zeroed();
             continue;

@@ -43,7 +43,7 @@ pub(crate) fn nearest_codes(scale: f32, weights: &[f32], codes: &mut [u8]) {
 
 /// The level nearest to `x`.
 #[inline(always)]
-fn level<T: Number>(x: T) -> T {
+pub(crate) fn level<T: Number>(x: T) -> T {
     let mut level = T::all(IQ4_LEVELS[0]);
     for (k, from) in FROM.iter().enumerate() {
         level = T::pick(x, T::all(*from), level, T::all(IQ4_LEVELS[k + 1]));
