@@ -34,7 +34,8 @@ pub use layout::{Activations, Layout};
 pub use mapped::release;
 pub use tensors::{Stored, Tensors};
 pub use write::{
-    FolderPlan, Planned, Target, Writer, folder_bytes, folder_holds, write_folder, write_gguf,
+    FolderPlan, Planned, Target, Writer, folder_bytes, folder_holds, gguf_bytes, weights_bytes,
+    write_folder, write_gguf,
 };
 
 /// What everything here returns.

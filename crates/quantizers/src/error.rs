@@ -37,9 +37,15 @@ pub enum Error {
         Bytes(*.least), Bytes(*.budget)
     )]
     Budget { budget: u64, least: u64 },
+    /// A file of formats by tensor cannot be read or written.
+    #[error("{}: it is no assignment of formats to tensors: {why}", path.display())]
+    Assignment { path: std::path::PathBuf, why: String },
     /// What was measured could not be kept.
     #[error("{}: measurements cannot be kept there: {source}", path.display())]
     Journal { path: std::path::PathBuf, source: std::io::Error },
+    /// Logits that are no numbers: nothing can be measured.
+    #[error("the model's logits hold NaN or infinity; see `lathe inspect` for its weights")]
+    NotFinite,
     /// A weight could not be coded.
     #[error("tensor `{tensor}`: {source}")]
     Encode { tensor: String, source: lathe_formats::Error },

@@ -1,18 +1,23 @@
 use std::{path::Path, time::Instant};
 
-use lathe_base::{Progress, Seconds};
+use lathe_base::{Bytes, Progress, Seconds};
 use lathe_files::{
     Checkpoint, FolderPlan, Imatrix, Writer,
     gguf::{Metadata, Value as GgufValue},
-    write_folder, write_gguf,
+    gguf_bytes, weights_bytes, write_folder, write_gguf,
 };
+use lathe_formats::Blocks;
 use lathe_models::{Kind, Role, gguf};
 
 use serde_json::{Map, Value};
 
 use crate::{
     Coded, Done, Error, Needs, Plan, Planned, Quantizer, Rtn, Search, Stats, Summary, Target,
-    Weights, fingerprint::fingerprint, measure::deviation, mix_by_name, recipe::is_dense,
+    Weights,
+    fingerprint::fingerprint,
+    measure::{Deviation, deviation},
+    mix_by_name,
+    recipe::is_dense,
     source::Numbers,
 };
 
@@ -108,6 +113,32 @@ impl Job<'_> {
             config.insert("tie_word_embeddings".to_owned(), false.into());
         }
         config
+    }
+
+    /// The length of the weights' files, to the byte.
+    pub(crate) fn length(&self) -> Result<Bytes, Error> {
+        let plan: Vec<_> = self.plan.tensors.iter().map(Planned::for_file).collect();
+        Ok(match self.plan.target {
+            Target::Gguf => gguf_bytes(self.out, &self.metadata(), &plan)?,
+            Target::SafeTensors => {
+                let (config, sides) = (&self.config(), &self.checkpoint.folder);
+                let shard = FolderPlan::SHARD;
+                weights_bytes(self.out, &FolderPlan { config, sides, tensors: &plan, shard })?
+            }
+        })
+    }
+
+    /// How far `coded` is from the numbers that it was made of, where that is asked for.
+    pub(crate) fn deviation(
+        &self,
+        planned: &Planned,
+        coded: &Blocks,
+    ) -> Result<Option<Deviation>, Error> {
+        if !self.measure {
+            return Ok(None);
+        }
+        let numbers = Numbers::open(self.weights, self.checkpoint, planned)?;
+        Ok(Some(deviation(&numbers, coded, self.threads)))
     }
 
     /// Codes one tensor and writes it.

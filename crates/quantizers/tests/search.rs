@@ -20,7 +20,7 @@ fn items(count: usize) -> Vec<Item> {
             bytes: (weights as f64 * bits / 8.0) as u64,
         };
         let options = FORMATS_BY_BITS.into_iter().map(option).collect();
-        Item { tensors: vec![name.clone()], name, weights, options }
+        Item { tensors: vec![name.clone()], roles: Vec::new(), name, weights, options }
     };
     (0..count).map(item).collect()
 }

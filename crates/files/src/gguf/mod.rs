@@ -9,7 +9,8 @@ mod value;
 mod write;
 
 pub(crate) use config::config;
-pub(crate) use read::{ALIGNMENT, looks_like, read};
+pub use read::ALIGNMENT;
+pub(crate) use read::{looks_like, read};
 pub use types::GgmlType;
 pub use value::{Array, Metadata, Value};
 pub(crate) use write::{describe, header};

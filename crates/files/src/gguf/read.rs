@@ -10,8 +10,8 @@ const DIMS_CAP: u32 = 4;
 /// Arrays of arrays are allowed by the specification and used by nobody; this keeps a hostile file
 /// from exhausting the stack.
 const DEPTH_CAP: usize = 4;
-/// Where tensor data is aligned if `general.alignment` does not say otherwise.
-pub(crate) const ALIGNMENT: usize = 32;
+/// What tensors in a GGUF are aligned to where its metadata says nothing else, in bytes.
+pub const ALIGNMENT: usize = 32;
 
 /// Adds every tensor of the GGUF file `whole` to `into` and returns the file's metadata.
 pub(crate) fn read(path: &Path, whole: &Buf, into: &mut Tensors) -> Result<Metadata> {

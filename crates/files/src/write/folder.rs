@@ -168,6 +168,14 @@ pub fn folder_bytes(planned: &Planned, layout: Layout) -> Option<Bytes> {
     Some(Bytes(parts.iter().map(size).sum()))
 }
 
+/// The length of all safetensors files that [`write_folder`] makes of this plan, to the byte but for
+/// the descriptions in words that bitsandbytes adds.
+///
+/// **Errors**: those of [`write_folder`] about formats.
+pub fn weights_bytes(path: &Path, plan: &FolderPlan<'_>) -> Result<Bytes> {
+    Ok(Shard::all(path, plan)?.iter().map(|shard| Bytes(shard.data + shard.fixed)).sum())
+}
+
 /// The journal's name inside the partial folder; gone before the folder gets its name.
 const JOURNAL: &str = "lathe.journal";
 

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use lathe_base::Bytes;
 use lathe_formats::Blocks;
 
 use super::{
@@ -49,6 +50,13 @@ pub fn write_gguf(
         done,
         next,
     }))
+}
+
+/// The length of the GGUF that [`write_gguf`] makes of this plan, to the byte.
+///
+/// **Errors**: a format that GGUF has no type for.
+pub fn gguf_bytes(path: &Path, metadata: &Metadata, plan: &[Planned]) -> Result<Bytes> {
+    Ok(Bytes(Layout::of(path, metadata, plan)?.length))
 }
 
 struct GgufWriter {

@@ -15,8 +15,8 @@ use lathe_formats::{AnyFormat, Blocks};
 
 use crate::Result;
 
-pub use folder::{FolderPlan, folder_bytes, folder_holds, write_folder};
-pub use gguf::write_gguf;
+pub use folder::{FolderPlan, folder_bytes, folder_holds, weights_bytes, write_folder};
+pub use gguf::{gguf_bytes, write_gguf};
 
 /// A tensor that will be written.
 #[derive(Clone)]

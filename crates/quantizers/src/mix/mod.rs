@@ -2,16 +2,27 @@
 //! or the allocation that loses least within a budget.
 
 mod allocate;
+mod assignment;
+mod coded;
 mod curve;
+mod divergence;
+mod fit;
+mod items;
 mod journal;
 mod llama;
+mod model;
 mod probe;
 mod rules;
 mod search;
+mod tally;
 
 pub use allocate::{Allocation, Choice, allocate};
+pub use assignment::Assignment;
+pub use fit::{Budget, Fit, Fitted, class, fit};
+pub use items::items;
 pub use journal::Remembered;
 pub use llama::{MIXES, Matrix, Mix, Shape, fallback, mix_by_name};
+pub use model::{ModelProbe, Subject};
 pub use probe::{Candidate, Divergence, Item, Probe};
 pub(crate) use rules::Applied;
 pub use rules::{Overrides, Rule};

@@ -1,4 +1,5 @@
 use lathe_formats::AnyFormat;
+use lathe_models::Role;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -10,6 +11,8 @@ pub struct Item {
     pub name: String,
     /// The tensors of the result that it stands for.
     pub tensors: Vec<String>,
+    /// The weights of the model that are in them.
+    pub roles: Vec<Role>,
     /// Numbers in all of them.
     pub weights: u64,
     /// What it may be stored in.

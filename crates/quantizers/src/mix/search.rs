@@ -26,7 +26,7 @@ pub struct Found {
     pub state: Vec<usize>,
     /// What the items take.
     pub bytes: u64,
-    /// The divergence that was predicted from the items alone, added up.
+    /// The divergences of the items alone in their formats, added up.
     pub predicted: f64,
     /// No other formats within the budget have a lower prediction than this.
     pub bound: f64,
@@ -100,6 +100,8 @@ pub fn search(
         items: curves.iter().map(Curve::sensitivity).collect(),
     };
     search.refine(&curves, effort.rounds, &mut found)?;
+    let alone = curves.iter().zip(&found.state).map(|(curve, option)| curve.cost(*option));
+    found.predicted = alone.sum();
     Ok(found)
 }
 

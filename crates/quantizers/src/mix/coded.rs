@@ -1,0 +1,185 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    thread,
+};
+
+use lathe_formats::{AnyFormat, Blocks};
+use lathe_models::Role;
+
+use super::model::Subject;
+use crate::{Dense, Error, Needs, Quantizer, Rtn, Search, Stats};
+
+/// Codes weights and remembers the codes, the latest first.
+pub(super) struct Coder<'a> {
+    subject: Subject<'a>,
+    /// Of the inputs of each stage of each layer, and of the head's.
+    stats: Vec<Stats>,
+    codes: HashMap<(Role, &'static str), Blocks>,
+    order: VecDeque<(Role, &'static str)>,
+    held: usize,
+    /// Of the original's outputs.
+    powers: HashMap<Role, f64>,
+}
+
+/// Bytes of codes that are remembered.
+const MOST_CODES: usize = 1 << 30;
+
+/// What coding did to the outputs of a matrix, in the units of Σ (W·x)².
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Loss {
+    pub(super) error: f64,
+    pub(super) power: f64,
+}
+
+impl<'a> Coder<'a> {
+    pub(super) fn new(subject: Subject<'a>) -> Self {
+        let (codes, order) = (HashMap::new(), VecDeque::new());
+        Self { subject, stats: Vec::new(), codes, order, held: 0, powers: HashMap::new() }
+    }
+
+    pub(super) fn set(&mut self, stats: Vec<Stats>) {
+        self.stats = stats;
+    }
+
+    /// What is known of a weight's inputs. Embeddings have none, but where they are the head.
+    fn stats(&self, role: Role) -> Option<&Stats> {
+        let spec = self.subject.weights.spec();
+        match role {
+            Role::Head => self.stats.last(),
+            Role::Embed if spec.tied_head => self.stats.last(),
+            Role::Layer(layer, part) => self.stats.get(4 * layer + part.stage()),
+            _ => None,
+        }
+    }
+
+    /// The quantizer that was asked for, or else, for a format whose codes it cannot choose and for
+    /// inputs of which it knows too little, the best that does without.
+    fn quantizer(
+        &self,
+        stats: Option<&Stats>,
+        format: &'static dyn AnyFormat,
+    ) -> &'a dyn Quantizer {
+        let known = stats.map_or(Needs::Nothing, Stats::gives);
+        let asked = self.subject.quantizer;
+        let able = asked.needs() < Needs::Hessian || format.grid().is_some();
+        match format.name() {
+            "f32" | "f16" | "bf16" => &Rtn,
+            _ if asked.needs() > known || !able => &Search,
+            _ => asked,
+        }
+    }
+
+    /// The codes of a weight in a format.
+    pub(super) fn code(
+        &mut self,
+        role: Role,
+        format: &'static dyn AnyFormat,
+    ) -> Result<Blocks, Error> {
+        let key = (role, format.name());
+        if let Some(blocks) = self.codes.get(&key) {
+            return Ok(blocks.clone());
+        }
+        let weights = self.subject.weights.matrix(role)?;
+        let (stats, threads) = (self.stats(role), self.subject.threads);
+        let quantizer = self.quantizer(stats, format);
+        let coded = quantizer.quantize(&weights, stats, format, threads);
+        let name = |error| match error {
+            Error::Format(source) => Error::Encode { tensor: role.to_string(), source },
+            other => other,
+        };
+        let blocks = coded.map_err(name)?.blocks;
+        self.held += blocks.bytes();
+        self.codes.insert(key, blocks.clone());
+        self.order.push_back(key);
+        while self.held > MOST_CODES && self.order.len() > 1 {
+            let oldest = self.order.pop_front().and_then(|key| self.codes.remove(&key));
+            self.held -= oldest.map_or(0, |blocks| blocks.bytes());
+        }
+        Ok(blocks)
+    }
+
+    /// What coding a weight does to its outputs.
+    pub(super) fn loss(
+        &mut self,
+        role: Role,
+        format: &'static dyn AnyFormat,
+    ) -> Result<Loss, Error> {
+        let coded = self.code(role, format)?;
+        let weights = self.subject.weights.matrix(role)?;
+        let threads = self.subject.threads;
+        let power = match self.powers.get(&role) {
+            Some(power) => *power,
+            None => {
+                let power = energy(&Dense::decode(&weights), self.stats(role), threads);
+                self.powers.insert(role, power);
+                power
+            }
+        };
+        let (mut change, before) = (Dense::decode(&coded), weights.decode());
+        change.data.iter_mut().zip(&before).for_each(|(after, before)| *after -= before);
+        Ok(Loss { error: energy(&change, self.stats(role), threads), power })
+    }
+}
+
+/// Σ over rows of W·H·Wᵀ for the mean H of x·xᵀ, or its diagonal where only that is known, or 1.
+///
+/// Each row is summed by itself and the rows in order, so that `threads` changes nothing.
+fn energy(matrix: &Dense, stats: Option<&Stats>, threads: usize) -> f64 {
+    let cols = matrix.cols.max(1);
+    let diagonal = stats.map(|stats| stats.importance.as_slice());
+    let diagonal = diagonal.filter(|diagonal| diagonal.len() == cols);
+    let hessian = stats.and_then(|stats| stats.hessian.as_deref());
+    let hessian = hessian.filter(|hessian| hessian.len() == cols * cols);
+    let row = |row: &[f32]| match (hessian, diagonal) {
+        (Some(hessian), _) => {
+            let rows = row.iter().zip(hessian.chunks_exact(cols));
+            rows.map(|(w, h)| f64::from(*w) * f64::from(dot(h, row))).sum::<f64>().max(0.0)
+        }
+        (None, Some(diagonal)) => {
+            let terms = row.iter().zip(diagonal);
+            terms.map(|(w, h)| f64::from(*w) * f64::from(*w) * f64::from(*h)).sum()
+        }
+        (None, None) => row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum(),
+    };
+    let mut sums = vec![0.0; matrix.rows];
+    let share = matrix.rows.div_ceil(threads.max(1)).max(1);
+    thread::scope(|scope| {
+        let row = &row;
+        for (sums, rows) in sums.chunks_mut(share).zip(matrix.data.chunks(share * cols)) {
+            scope.spawn(move || {
+                for (sum, weights) in sums.iter_mut().zip(rows.chunks_exact(cols)) {
+                    *sum = row(weights);
+                }
+            });
+        }
+    });
+    sums.iter().sum()
+}
+
+/// Over interleaved lanes, which compilers turn into vector code.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [0.0f32; LANES];
+    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += a * b;
+        }
+    }
+    lanes.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn energies_are_quadratic_forms_of_what_is_known_at_any_thread_count() {
+        let matrix = Dense { rows: 2, cols: 2, data: vec![1.0, 2.0, 3.0, -1.0] };
+        assert_eq!(energy(&matrix, None, 1), 15.0);
+        let diagonal = Stats { importance: vec![2.0, 3.0], ..Stats::default() };
+        assert_eq!(energy(&matrix, Some(&diagonal), 2), 2.0 + 12.0 + 18.0 + 3.0);
+        let hessian = Some(vec![2.0, 1.0, 1.0, 3.0]);
+        let full = Stats { hessian, ..diagonal };
+        assert_eq!(energy(&matrix, Some(&full), 7), 35.0 + 4.0 - 6.0);
+    }
+}
