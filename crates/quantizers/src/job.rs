@@ -122,8 +122,8 @@ impl Job<'_> {
             Target::Gguf => gguf_bytes(self.out, &self.metadata(), &plan)?,
             Target::SafeTensors => {
                 let (config, sides) = (&self.config(), &self.checkpoint.folder);
-                let shard = FolderPlan::SHARD;
-                weights_bytes(self.out, &FolderPlan { config, sides, tensors: &plan, shard })?
+                let folder = FolderPlan::new(config, sides, &plan);
+                weights_bytes(self.out, &FolderPlan { layout: self.plan.layout, ..folder })?
             }
         })
     }

@@ -173,7 +173,8 @@ pub fn folder_bytes(planned: &Planned, layout: Layout) -> Option<Bytes> {
 ///
 /// **Errors**: those of [`write_folder`] about formats.
 pub fn weights_bytes(path: &Path, plan: &FolderPlan<'_>) -> Result<Bytes> {
-    Ok(Shard::all(path, plan)?.iter().map(|shard| Bytes(shard.data + shard.fixed)).sum())
+    let shards = Shard::all(path, plan, &plan.style(path)?)?;
+    Ok(shards.iter().map(|shard| Bytes(shard.data + shard.fixed)).sum())
 }
 
 /// The journal's name inside the partial folder; gone before the folder gets its name.

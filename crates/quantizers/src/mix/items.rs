@@ -1,11 +1,17 @@
 use std::collections::BTreeMap;
 
-use lathe_files::gguf::{ALIGNMENT, GgmlType};
+use lathe_files::{
+    Layout,
+    gguf::{ALIGNMENT, GgmlType},
+};
 use lathe_formats::{AnyFormat, FORMATS};
 use lathe_models::{Kind, Part, Role};
 
 use super::probe::{Candidate, Item};
 use crate::{Plan, Planned, Target, recipe::is_dense};
+
+/// The layout of folders with several formats.
+const FOLDER: Layout = Layout::CompressedTensors;
 
 /// What of a plan may be given other formats, and which.
 ///
@@ -71,7 +77,7 @@ fn usual(target: Target, format: &dyn AnyFormat) -> bool {
             let bits = tail.split('_').next().unwrap_or_default();
             let grouped = name.ends_with("_g32") || name.ends_with("_g128");
             let integers = bits.parse::<u32>().is_ok() && !name.contains("asym");
-            integers && (grouped || name == "int8") && target.holds(format)
+            integers && (grouped || name == "int8") && FOLDER.holds(format)
         }
     }
 }
@@ -99,7 +105,7 @@ pub(super) fn bytes(target: Target, planned: &Planned, format: &'static dyn AnyF
         Target::Gguf => coded.next_multiple_of(ALIGNMENT) as u64,
         Target::SafeTensors => {
             let file = lathe_files::Planned { format, ..planned.for_file() };
-            lathe_files::folder_bytes(&file).map_or(coded as u64, |bytes| bytes.0)
+            lathe_files::folder_bytes(&file, FOLDER).map_or(coded as u64, |bytes| bytes.0)
         }
     }
 }
