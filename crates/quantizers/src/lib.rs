@@ -5,15 +5,18 @@
 //! is one coded tensor and one expanded row per thread, whatever the model's size. How codes are
 //! chosen is a [`Quantizer`]'s.
 
+mod awq;
 mod block;
 mod calibrated;
 mod calibration;
 mod curvature;
 mod error;
 mod fingerprint;
+mod fold;
 mod gptq;
 mod job;
 mod linalg;
+mod loss;
 mod measure;
 mod method;
 pub mod mix;
@@ -22,12 +25,14 @@ mod plan;
 mod quantizer;
 mod recipe;
 mod rotate;
+mod smooth;
 mod source;
 mod stats;
 mod summary;
 mod transform;
 mod weights;
 
+pub use awq::Awq;
 pub use block::{Block, Dense};
 pub use calibrated::{Calibrated, Estimate, Measured, measure_importance, quantize_calibrated};
 pub use calibration::{Calibration, CalibrationData, Draw};
@@ -35,12 +40,14 @@ pub use error::Error;
 pub use gptq::{Gptq, Order};
 pub use job::{About, Job, quantize};
 pub use linalg::Gram;
+pub use loss::output_error;
 pub use method::{METHODS, Method, Pipeline, Settings};
 pub use mix::{MIXES, Matrix, Mix, Overrides, Rule, Shape, mix_by_name};
 pub use plan::{Input, Plan, Planned};
 pub use quantizer::{Coded, Quantizer, Rtn, Search};
 pub use recipe::{Recipe, Target};
 pub use rotate::{Hadamard, Rotated};
+pub use smooth::Smooth;
 pub use stats::{Needs, Stats};
 pub use summary::{Done, Summary};
 pub use transform::{Context, Transform};

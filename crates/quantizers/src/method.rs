@@ -1,6 +1,6 @@
 use lathe_formats::AnyFormat;
 
-use crate::{Error, Gptq, Needs, Quantizer, Rtn, Search, Transform};
+use crate::{Awq, Error, Gptq, Needs, Quantizer, Rtn, Search, Smooth, Transform};
 
 /// A way to choose codes that users ask for by name.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +21,8 @@ pub struct Method {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     pub gptq: Gptq,
+    pub awq: Awq,
+    pub smooth: Smooth,
 }
 
 /// A method set up: transforms in their order, then what chooses the codes.
@@ -53,6 +55,27 @@ pub static METHODS: &[Method] = &[
         suits: |format| format.grid().is_some(),
         make: |settings| Ok(Pipeline::of(settings.gptq)),
     },
+    Method {
+        name: "awq",
+        about: "scales the columns that meet large inputs and clips, then as search",
+        needs: Needs::Hessian,
+        suits: |_| true,
+        make: |settings| Ok(Pipeline::of(Search).after(settings.awq)),
+    },
+    Method {
+        name: "awq-gptq",
+        about: "awq's scales, then gptq",
+        needs: Needs::Hessian,
+        suits: |format| format.grid().is_some(),
+        make: |settings| Ok(Pipeline::of(settings.gptq).after(settings.awq)),
+    },
+    Method {
+        name: "smoothquant",
+        about: "moves extreme inputs into the weights, for engines that round inputs too",
+        needs: Needs::Importance,
+        suits: |_| true,
+        make: |settings| Ok(Pipeline::of(Rtn).after(settings.smooth)),
+    },
 ];
 
 impl Method {
@@ -66,6 +89,12 @@ impl Pipeline {
     /// A quantizer without transforms.
     pub fn of(quantizer: impl Quantizer + 'static) -> Self {
         Self { transforms: Vec::new(), quantizer: Box::new(quantizer) }
+    }
+
+    /// The same with one more transform before what chooses the codes.
+    pub fn after(mut self, transform: impl Transform + 'static) -> Self {
+        self.transforms.push(Box::new(transform));
+        self
     }
 
     /// What all of it together must know.

@@ -1,0 +1,270 @@
+//! What is folded into a layer's weights does not change the layer, and helps what follows.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use lathe_api::Engine;
+use lathe_engine::{KvType, Native, Options, Precision};
+use lathe_files::Checkpoint;
+use lathe_formats::{AnyFormat, by_name};
+use lathe_models::{Kind, Model, Part, Role, Spec, Stage};
+use lathe_quantizers::{
+    Awq, Block, Context, Dense, Quantizer, Rtn, Smooth, Stats, Stored, Transform, Weights,
+    output_error,
+};
+
+/// Every architecture under `goldens/archs`.
+fn goldens() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs");
+    let mut models: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    models.sort();
+    assert!(!models.is_empty());
+    models
+}
+
+fn noise(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 37 + seed * 113 + 1) as f32 * 0.77).sin()).collect()
+}
+
+/// Statistics of `cols` inputs of very unequal sizes, neighbours being related.
+fn stats(cols: usize, seed: usize) -> Stats {
+    let size: Vec<f32> = noise(cols, seed).iter().map(|x| 12f32.powf(*x)).collect();
+    let related = |a: usize, b: usize| 0.5f32.powi(a.abs_diff(b) as i32);
+    let hessian = (0..cols * cols)
+        .map(|at| (at / cols, at % cols))
+        .map(|(a, b)| size[a] * size[b] * related(a, b))
+        .collect();
+    Stats {
+        count: 1000,
+        mean_abs: size.iter().map(|x| 0.8 * x).collect(),
+        importance: size.iter().map(|x| x * x).collect(),
+        absmax: size.iter().map(|x| 4.0 * x).collect(),
+        hessian: Some(hessian),
+    }
+}
+
+fn formats(spec: &Spec, to: &str) -> BTreeMap<Part, &'static dyn AnyFormat> {
+    let format = |w: &lathe_models::Weight| match w.role {
+        Role::Layer(0, part) if w.kind == Kind::Linear => Some((part, by_name(to).unwrap())),
+        _ => None,
+    };
+    spec.weights().iter().filter_map(format).collect()
+}
+
+/// Applies a transform to every stage of a layer; `then` sees the stage before the next one.
+fn apply_and(
+    transform: &dyn Transform,
+    block: &mut Block<'_>,
+    (to, threads): (&str, usize),
+    then: &mut dyn FnMut(usize, &Block<'_>, &Stats),
+) {
+    let formats = formats(block.spec, to);
+    let cx = Context { formats: &formats, quantizer: &Rtn, threads };
+    for (nth, stage) in block.layer().stages().iter().enumerate() {
+        let cols = block.matrix(stage.linears[0]).unwrap().cols;
+        let mut stats = stats(cols, nth + 7 * block.index);
+        transform.apply(block, stage, &mut stats, &cx).unwrap();
+        then(nth, block, &stats);
+    }
+}
+
+fn apply(transform: &dyn Transform, block: &mut Block<'_>, to: &str) {
+    apply_and(transform, block, (to, 1), &mut |_, _, _| {});
+}
+
+fn logits(stored: &Stored<'_>, blocks: &HashMap<usize, Block<'_>>) -> Vec<f32> {
+    let options = Options {
+        threads: 1,
+        kv: KvType::F32,
+        precision: Precision::Exact,
+        context: Some(32),
+        ..Options::default()
+    };
+    let mut source = |weight: &lathe_models::Weight| {
+        let Role::Layer(index, part) = weight.role else {
+            return Ok(stored.matrix(weight.role).unwrap());
+        };
+        let Some(block) = blocks.get(&index) else {
+            return Ok(stored.matrix(weight.role).unwrap());
+        };
+        let numbers = block.matrix(part).map(|m| &m.data[..]).or(block.vector(part)).unwrap();
+        Ok(by_name("f32").unwrap().encode(weight.rows, weight.cols, numbers, 1).unwrap())
+    };
+    let native = Native::from_weights(stored.spec().clone(), &mut source, &options).unwrap();
+    let ids: Vec<u32> = (0..24).map(|i| (i * 7 + 3) % stored.spec().vocab as u32).collect();
+    native.scorer().unwrap().feed(&ids).unwrap().values
+}
+
+#[test]
+fn scales_leave_the_logits_of_every_architecture() {
+    let transforms: [&dyn Transform; 2] = [&Awq { clip: false }, &Smooth::default()];
+    for path in goldens() {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let model = Model::read(&checkpoint).unwrap();
+        let stored = Stored { model: &model, checkpoint: &checkpoint };
+        let expected = logits(&stored, &HashMap::new());
+        let largest = expected.iter().fold(1f32, |most, x| most.max(x.abs()));
+        for transform in transforms {
+            let mut blocks = HashMap::new();
+            for index in 0..model.spec.layers.len() {
+                let mut block = Block::load(&stored, index).unwrap();
+                let before = block.clone();
+                apply(transform, &mut block, "int8");
+                for part in [Part::V, Part::Out, Part::Gate, Part::Down] {
+                    assert_ne!(block.matrix(part), before.matrix(part), "{part:?}");
+                }
+                blocks.insert(index, block);
+            }
+            let found = logits(&stored, &blocks);
+            let worst = expected.iter().zip(&found).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
+            let name = transform.name();
+            assert!(worst <= 5e-5 * largest, "{name} on {}: {worst}", path.display());
+        }
+    }
+}
+
+/// One layer of a small model with given sizes.
+fn spec() -> Spec {
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 128,
+        "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "intermediate_size": 128, "max_position_embeddings": 64, "head_dim": 16,
+    });
+    let serde_json::Value::Object(map) = config else { unreachable!() };
+    lathe_models::read_config(&lathe_models::Config::new(map)).unwrap().1
+}
+
+fn block(spec: &Spec) -> Block<'_> {
+    let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+    for (nth, weight) in spec.weights().iter().enumerate() {
+        let Role::Layer(_, part) = weight.role else { continue };
+        let data = noise(weight.len(), nth);
+        if weight.kind == Kind::Vector {
+            vectors.insert(part, data.iter().map(|x| 1.0 + 0.5 * x).collect());
+            continue;
+        }
+        // A few weights stand out, so that there is something to cut off.
+        let cube = |(i, x): (usize, f32)| if i % 61 == 0 { 2.0 * x } else { x * x * x };
+        let data = data.into_iter().enumerate().map(cube).collect();
+        matrices.insert(part, Dense { rows: weight.rows, cols: weight.cols, data });
+    }
+    Block::new(spec, 0, matrices, vectors)
+}
+
+/// What rounding does to the outputs of a stage's linears.
+fn errors(block: &Block<'_>, stage: &Stage, stats: &Stats, to: &str) -> Vec<f64> {
+    let error = |part: &Part| {
+        let weights = block.matrix(*part).unwrap();
+        let coded = Rtn.quantize(weights, None, by_name(to).unwrap(), 1).unwrap().blocks;
+        let mut delta = Dense::decode(&coded);
+        delta.data.iter_mut().zip(&weights.data).for_each(|(d, w)| *d -= w);
+        output_error(&delta, stats, 1)
+    };
+    stage.linears.iter().map(error).collect()
+}
+
+#[test]
+fn awq_scales_make_the_outputs_of_every_stage_nearer_in_any_format() {
+    let spec = spec();
+    for to in ["int4_g32", "int4_g128", "q4_0", "nf4", "int8"] {
+        let before = block(&spec);
+        let mut scaled = before.clone();
+        apply_and(&Awq { clip: false }, &mut scaled, (to, 1), &mut |nth, block, followed| {
+            let stage = &spec.layers[0].stages()[nth];
+            let plain: f64 = errors(&before, stage, &stats(128, nth), to).iter().sum();
+            let ours: f64 = errors(block, stage, followed, to).iter().sum();
+            assert!(ours < plain, "{to} {}: {ours} against {plain}", stage.name);
+        });
+    }
+}
+
+#[test]
+fn clipping_cuts_values_but_never_queries_and_keys() {
+    let spec = spec();
+    let before = block(&spec);
+    let [mut scaled, mut clipped] = [before.clone(), before];
+    apply(&Awq { clip: false }, &mut scaled, "int4_g128");
+    apply(&Awq { clip: true }, &mut clipped, "int4_g128");
+    for part in [Part::Q, Part::K] {
+        assert_eq!(scaled.matrix(part), clipped.matrix(part), "{part:?}");
+    }
+    let largest = |block: &Block<'_>, part| {
+        block.matrix(part).unwrap().data.iter().fold(0f32, |most, w| most.max(w.abs()))
+    };
+    let cut = [Part::V, Part::Gate, Part::Up, Part::Down];
+    assert!(cut.iter().any(|part| largest(&clipped, *part) < largest(&scaled, *part)));
+}
+
+#[test]
+fn the_result_is_the_same_at_any_thread_count() {
+    let spec = spec();
+    let [mut one, mut four] = [block(&spec), block(&spec)];
+    let [mut first, mut second] = [Vec::new(), Vec::new()];
+    let awq = Awq::default();
+    apply_and(&awq, &mut one, ("int4_g32", 1), &mut |_, _, stats| first.push(stats.clone()));
+    apply_and(&awq, &mut four, ("int4_g32", 4), &mut |_, _, stats| second.push(stats.clone()));
+    assert_eq!(first, second);
+    for part in [Part::Q, Part::V, Part::Out, Part::Up, Part::Down] {
+        assert_eq!(one.matrix(part), four.matrix(part), "{part:?}");
+    }
+}
+
+#[test]
+fn calibration_that_saw_nothing_or_nonsense_keeps_weights_finite() {
+    let spec = spec();
+    let formats = formats(&spec, "int4_g32");
+    let cx = Context { formats: &formats, quantizer: &Rtn, threads: 1 };
+    let transforms: [&dyn Transform; 2] = [&Awq::default(), &Smooth::default()];
+    for value in [0.0, f32::NAN, f32::INFINITY, 1e-30] {
+        for transform in transforms {
+            let mut block = block(&spec);
+            for stage in &spec.layers[0].stages() {
+                let mut stats = Stats {
+                    count: 5,
+                    mean_abs: vec![value; 128],
+                    importance: vec![value; 128],
+                    absmax: vec![value; 128],
+                    hessian: Some(vec![value; 128 * 128]),
+                };
+                transform.apply(&mut block, stage, &mut stats, &cx).unwrap();
+            }
+            for part in [Part::Q, Part::V, Part::Out, Part::Up, Part::Down] {
+                let finite = block.matrix(part).unwrap().data.iter().all(|w| w.is_finite());
+                assert!(finite, "{} at {value}: {part:?}", transform.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn smoothing_by_halves_makes_inputs_and_weights_equally_extreme() {
+    let spec = spec();
+    let mut block = block(&spec);
+    let stages = spec.layers[0].stages();
+    apply_and(&Smooth::default(), &mut block, ("int8", 1), &mut |nth, block, stats| {
+        if stages[nth].before.repeat() > 1 {
+            return; // Columns share a channel.
+        }
+        for column in 0..128 {
+            let weights = stages[nth].linears.iter().map(|part| {
+                let weights = block.matrix(*part).unwrap();
+                (0..weights.rows).fold(0f32, |m, row| m.max(weights.row(row)[column].abs()))
+            });
+            // Scales of gains are moved by up to 2^-9.
+            let ratio = stats.absmax[column] / weights.fold(0.0, f32::max);
+            assert!((ratio - 1.0).abs() < 0.01, "stage {nth} column {column}: {ratio}");
+        }
+    });
+}
+
+#[test]
+fn a_share_outside_0_to_1_is_refused() {
+    for alpha in [-0.1, 1.5, f32::NAN] {
+        assert!(Smooth::new(alpha).is_err());
+    }
+    assert_eq!(Smooth::new(0.7).unwrap().alpha, 0.7);
+}
