@@ -61,6 +61,12 @@ impl Transform for Awq {
         if coded.is_empty() || stats.count == 0 {
             return Ok(Vec::new());
         }
+        if !stats.mean_abs.iter().chain(&stats.importance).all(|x| x.is_finite()) {
+            let name = stage.name;
+            return Ok(vec![format!(
+                "{name}: calibration met numbers that are not finite; no awq"
+            )]);
+        }
         let linears =
             coded.iter().filter_map(|(part, format)| Some((block.matrix(*part)?, *format)));
         let linears: Vec<_> = linears.collect();
