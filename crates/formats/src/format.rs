@@ -321,6 +321,32 @@ pub(crate) fn encode_by_row(
     Ok(Blocks { format, rows, cols, data: data.into(), side: Buf::new(), order: None })
 }
 
+/// Makes `per_row` numbers of each row with `make` (row, weights, numbers) on `threads` threads.
+pub(crate) fn map_rows(
+    source: &dyn Rows,
+    per_row: usize,
+    threads: usize,
+    make: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let (rows, cols) = source.shape();
+    let mut numbers = vec![0.0; rows.saturating_mul(per_row)];
+    let threads = threads.min(rows * cols / PER_THREAD).clamp(1, rows.max(1));
+    let share = rows.div_ceil(threads).max(1);
+    let make = &make;
+    std::thread::scope(|scope| {
+        for (i, numbers) in numbers.chunks_mut((share * per_row).max(1)).enumerate() {
+            scope.spawn(move || {
+                let mut weights = vec![0.0; cols];
+                for (j, numbers) in numbers.chunks_mut(per_row).enumerate() {
+                    source.read(i * share + j, &mut weights);
+                    make(i * share + j, &weights, numbers);
+                }
+            });
+        }
+    });
+    numbers
+}
+
 fn check_row(format: &(impl AnyFormat + ?Sized), row: usize, weights: &[f32]) -> Result<(), Error> {
     let limit = format.limit();
     // `!(a <= b)` and not `a > b`: a NaN must not pass.

@@ -1,7 +1,10 @@
 use lathe_base::Buf;
 
 use crate::{
-    AnyFormat, Blocks, Error, Format, Rows, format::encode_by_row, round::half_even, search,
+    AnyFormat, Blocks, Error, Format, Rows,
+    format::encode_by_row,
+    round::{half_even, through_f16},
+    search::{self, Rounding},
 };
 
 /// A format whose codes an algorithm may choose itself, instead of rounding to nearest.
@@ -148,7 +151,7 @@ pub trait Scaled: Format {
     const LEVELS: Levels;
 
     /// A block with a chosen scale and any codes.
-    fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self;
+    fn fit(span: Span<'_>) -> Self;
 
     /// The map that decoding applies.
     fn affine(&self) -> Affine;
@@ -171,7 +174,7 @@ impl<F: Scaled> Grid for crate::Erased<F> {
     }
 
     fn fit(&self, span: Span<'_>, scales: &mut Scales) {
-        let block = F::fit(span.weights, span.importance, span.effort);
+        let block = F::fit(span);
         scales.set(block.affine(), bytemuck::bytes_of(&block));
     }
 
@@ -228,16 +231,26 @@ pub(crate) fn check_importance(importance: Option<&[f32]>, cols: usize) -> Resul
     }
 }
 
-/// The scale of a group whose zero is a level: by the format's own rule, or searched from there.
+/// The scale of a group whose zero is a level, as `stored` rounds it: by the format's own rule, or
+/// searched from there.
 pub(crate) fn scale(
-    levels: Levels,
+    rounding: impl Into<Rounding>,
     own: f32,
-    weights: &[f32],
-    importance: Option<&[f32]>,
-    effort: Effort,
+    span: Span<'_>,
+    stored: impl Fn(f32) -> f32,
 ) -> f32 {
-    match effort {
-        Effort::Nearest => own,
-        Effort::Search => search::scale(levels, own, weights, importance),
+    let group = (span.weights, span.importance);
+    match span.effort {
+        Effort::Nearest => stored(own),
+        Effort::Search => search::scale(rounding.into(), own, group, stored),
+    }
+}
+
+/// As [`scale`] for ggml's one-sided grids, whose f16 scales may be negative.
+pub(crate) fn signed_scale(levels: Levels, own: f32, span: Span<'_>) -> f32 {
+    let group = (span.weights, span.importance);
+    match span.effort {
+        Effort::Nearest => through_f16(own),
+        Effort::Search => search::signed_scale(levels.into(), own, group, through_f16),
     }
 }

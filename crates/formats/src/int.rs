@@ -209,20 +209,18 @@ impl Int {
         (scale, zero as u8)
     }
 
+    /// The scale, as `stored` rounds it, and the zero point of a group.
     fn choose(&self, span: Span<'_>) -> (f32, u8) {
-        let own = self.own(span.weights);
+        let (own, zero) = self.own(span.weights);
+        let group = (span.weights, span.importance);
+        let stored = |scale: f32| self.scale_of(self.stored(scale));
         match (span.effort, self.zero_points) {
-            (Effort::Nearest, _) => own,
+            (Effort::Nearest, _) => (stored(own), zero),
             (Effort::Search, false) => {
-                let (middle, most) = (i32::from(self.middle()), i32::from(self.most()));
-                let levels = Levels::Integers { low: -middle, high: most - middle };
-                (search::scale(levels, own.0, span.weights, span.importance), own.1)
+                (search::scale(self.levels().into(), own, group, stored), zero)
             }
             (Effort::Search, true) => {
-                let (codes, own) = (0..=self.most().into(), (own.0, own.1.into()));
-                let (scale, zero) =
-                    search::scale_and_zero(codes, own, span.weights, span.importance);
-                (scale, zero as u8)
+                search::scale_and_zero(self.most(), (own, zero), group, stored)
             }
         }
     }

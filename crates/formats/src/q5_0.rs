@@ -2,7 +2,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use crate::{
-    Affine, Effort, Erased, Format, Grid, Levels, Scaled,
+    Affine, Effort, Erased, Format, Grid, Levels, Scaled, Span,
     format::Weighted,
     ggml::small::{self, Rule, Small},
     grid,
@@ -82,9 +82,8 @@ impl Small for Q5_0 {
 impl Scaled for Q5_0 {
     const LEVELS: Levels = Levels::Integers { low: -16, high: 15 };
 
-    fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self {
-        let scale =
-            grid::scale(Self::LEVELS, extreme(weights) / -16.0, weights, importance, effort);
+    fn fit(span: Span<'_>) -> Self {
+        let scale = grid::signed_scale(Self::LEVELS, extreme(span.weights) / -16.0, span);
         Self { scale: f16::from_f32(scale).to_le_bytes(), high: [0; 4], low: [0; 16] }
     }
 

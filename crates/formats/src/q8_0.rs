@@ -2,8 +2,8 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use crate::{
-    Affine, Effort, Erased, Format, Grid, Levels, Scaled, grid,
-    round::{absmax, half_away, inverse},
+    Affine, Erased, Format, Grid, Levels, Scaled, Span, grid,
+    round::{absmax, half_away, inverse, through_f16},
 };
 
 /// ggml's Q8_0: 32 signed bytes and their f16 scale, absmax / 127.
@@ -56,8 +56,9 @@ impl Format for Q8_0 {
 impl Scaled for Q8_0 {
     const LEVELS: Levels = Levels::Integers { low: -127, high: 127 };
 
-    fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self {
-        let scale = grid::scale(Self::LEVELS, absmax(weights) / 127.0, weights, importance, effort);
+    fn fit(span: Span<'_>) -> Self {
+        let own = absmax(span.weights) / 127.0;
+        let scale = grid::scale(Self::LEVELS, own, span, through_f16);
         Self { scale: f16::from_f32(scale).to_le_bytes(), codes: [0; 32] }
     }
 

@@ -1,5 +1,7 @@
 //! Rounding that every vector unit can do: no library calls, no branches.
 
+use half::f16;
+
 /// 1.5 · 2²³: adding it leaves a small number's nearest integer (ties to even) in the low bits.
 const MAGIC: f32 = 12_582_912.0;
 
@@ -75,6 +77,12 @@ pub(crate) fn shifted_inverse(scale: f32, shift: f32) -> (f32, f32) {
         (_, true) => (inverse, shift),
         (_, false) => (0.0, 0.0),
     }
+}
+
+/// What is left of a number in binary16.
+#[inline(always)]
+pub(crate) fn through_f16(x: f32) -> f32 {
+    f16::from_f32(x).to_f32()
 }
 
 #[cfg(test)]

@@ -1,17 +1,25 @@
 use crate::{
-    AnyFormat, BF16, Erased, Error, F16, F32, INTS, Int8, Iq4Nl, Iq4Xs, Nf4, Nf4Dq, Q2K, Q3K, Q4_0,
-    Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
+    AnyFormat, BF16, Erased, Error, F16, F32, Fp4, Fp4Dq, Fp8Block, Fp8Row, Fp8Tensor, INTS, Int8,
+    Int8Tensor, Iq4Nl, Iq4Xs, MxFp4, Nf4, Nf4Dq, NvFp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K,
+    Q6K, Q8_0,
 };
 
 /// Every format there is, one line each; a family that differs by numbers has one line in all.
 pub static FORMATS: &[&dyn AnyFormat] = &TABLE;
 
-const FIRST: [&dyn AnyFormat; 4] =
-    [&Erased::<F32>::NEW, &Erased::<F16>::NEW, &Erased::<BF16>::NEW, &Int8];
+const FIRST: [&dyn AnyFormat; 5] =
+    [&Erased::<F32>::NEW, &Erased::<F16>::NEW, &Erased::<BF16>::NEW, &Int8, &Int8Tensor];
 
 const LAST: &[&dyn AnyFormat] = &[
     &Erased::<Nf4>::NEW,
-    &Nf4Dq,
+    &Nf4Dq::NEW,
+    &Erased::<Fp4>::NEW,
+    &Fp4Dq::NEW,
+    &Fp8Row,
+    &Fp8Tensor,
+    &Fp8Block,
+    &Erased::<MxFp4>::NEW,
+    &NvFp4,
     &Erased::<Q8_0>::NEW,
     &Erased::<Q5_1>::NEW,
     &Erased::<Q5_0>::NEW,

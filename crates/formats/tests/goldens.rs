@@ -3,7 +3,7 @@
 mod safetensors;
 
 use half::bf16;
-use lathe_formats::{AnyFormat, Blocks, Int8, Nested, Nf4, Nf4DqBlock, by_name};
+use lathe_formats::{AnyFormat, Blocks, DoubleBlock, Int8, Nested, Nf4, by_name};
 use safetensors::{Tensor, Tensors};
 
 fn quants(name: &str) -> Tensors {
@@ -77,7 +77,7 @@ fn double_quantization_equals_bitsandbytes_up_to_the_last_bits_of_the_mean() {
         let part = |key: &str| golden.get(&format!("double.{name}.{key}"));
         let Some(codes) = golden.get(&format!("double.{name}")) else { continue };
         let coded = encode("nf4_dq", &input);
-        let blocks: &[Nf4DqBlock] = bytemuck::cast_slice(&coded.data);
+        let blocks: &[DoubleBlock] = bytemuck::cast_slice(&coded.data);
         assert_eq!(blocks.iter().flat_map(|b| b.codes).collect::<Vec<_>>(), codes.data, "{name}");
         let nested = Nested::of(&coded);
         assert_eq!(nested.map, part("nested_quant_map").unwrap().floats(), "{name}");

@@ -77,7 +77,8 @@ fn fast_extra(format: &dyn AnyFormat) -> f64 {
 
 /// Whether products are computed on the codes, with rounded inputs; others decode row by row.
 fn is_coded(format: &dyn AnyFormat) -> bool {
-    !["f32", "f16", "bf16"].contains(&format.name())
+    let by_rows = ["f32", "f16", "bf16", "fp4", "fp8", "mxfp4", "nvfp4"];
+    !by_rows.iter().any(|start| format.name().starts_with(start))
 }
 
 fn check(blocks: &Blocks, x: &[f32], t: usize, what: &str) {
@@ -249,6 +250,7 @@ fn repacked_weights_keep_their_size_and_rows_decode_as_in_their_format() {
             Some(int) if int.bits() == 8 && int.zero_points() => padded / 16,
             _ => match format.name() {
                 "nf4_dq" => padded / 8,
+                "int8_tensor" => 4 * 48,
                 "q2_k" => padded,
                 "q3_k" => padded * 2 / 5,
                 "q4_k" | "q5_k" | "q6_k" | "iq4_xs" => padded / 25,

@@ -28,9 +28,9 @@ use crate::{
   lathe quantize model-f16.gguf --to q8_0 --pure
   lathe quantize demo --to bf16 --container gguf -o demo.gguf
 
-Formats: f32, f16, bf16; int8, int{2,3,4,8}[_asym]_{g32,g64,g128,row}[_f16] such as int4_g128,
-nf4, nf4_dq (Hugging Face folders); q8_0, q5_1, q5_0, q4_1, q4_0, q6_k, q5_k, q4_k, q3_k,
-q2_k, iq4_nl, iq4_xs (GGUF files).
+Formats: f32, f16, bf16; int8, int8_tensor, int{2,3,4,8}[_asym]_{g32,g64,g128,row}[_f16] such as
+int4_g128, nf4, nf4_dq, fp4, fp4_dq, fp8_row, fp8_tensor, fp8_block, mxfp4, nvfp4 (Hugging Face
+folders); q8_0, q5_1, q5_0, q4_1, q4_0, q6_k, q5_k, q4_k, q3_k, q2_k, iq4_nl, iq4_xs (GGUF files).
 Mixes, with types chosen per tensor as llama-quantize does (GGUF files): q2_k, q2_k_s, q3_k_s,
 q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, iq4_nl, iq4_xs.
 

@@ -50,8 +50,9 @@ static TYPES: &[GgmlType] = &[
     ggml(30, "bf16", 1, 2),
     ggml(34, "tq1_0", 256, 54),
     ggml(35, "tq2_0", 256, 66),
-    ggml(39, "mxfp4", 32, 17),
-    ggml(40, "nvfp4", 64, 36),
+    // Not Lathe's formats of these names: ggml orders the nibbles, and scales NVFP4, in its own way.
+    ggml(39, "ggml_mxfp4", 32, 17),
+    ggml(40, "ggml_nvfp4", 64, 36),
     ggml(41, "q1_0", 128, 18),
     ggml(42, "q2_0", 64, 18),
 ];

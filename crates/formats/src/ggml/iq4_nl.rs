@@ -3,7 +3,7 @@ use half::f16;
 
 use super::small::{self, Rule, Small};
 use super::table::IQ4_LEVELS;
-use crate::{Affine, Effort, Erased, Format, Grid, Levels, Scaled, format::Weighted};
+use crate::{Affine, Effort, Erased, Format, Grid, Levels, Scaled, Span, format::Weighted};
 
 /// ggml's IQ4_NL: 32 codes of four bits among uneven levels, and their f16 scale.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
@@ -65,8 +65,8 @@ impl Small for Iq4Nl {
 impl Scaled for Iq4Nl {
     const LEVELS: Levels = Levels::Table(&IQ4_LEVELS);
 
-    fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self {
-        small::fit(weights, importance, effort)
+    fn fit(span: Span<'_>) -> Self {
+        small::fit(span.weights, span.importance, span.effort)
     }
 
     fn affine(&self) -> Affine {

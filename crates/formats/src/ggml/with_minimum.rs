@@ -3,7 +3,7 @@ use half::f16;
 
 use super::small::{self, Rule, Small};
 use crate::{
-    Affine, Effort, Erased, Format, Grid, Levels, Scaled,
+    Affine, Effort, Erased, Format, Grid, Levels, Scaled, Span,
     format::Weighted,
     round::{inverse, range},
 };
@@ -95,7 +95,8 @@ macro_rules! with_minimum {
         impl Scaled for $block {
             const LEVELS: Levels = Levels::Integers { low: 0, high: $top };
 
-            fn fit(weights: &[f32], importance: Option<&[f32]>, effort: Effort) -> Self {
+            fn fit(span: Span<'_>) -> Self {
+                let Span { weights, importance, effort, .. } = span;
                 match (importance, effort) {
                     (None, Effort::Nearest) => Self::encode(weights),
                     (None, Effort::Search) => {

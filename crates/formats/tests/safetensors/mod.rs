@@ -17,8 +17,11 @@ pub(crate) struct Tensor {
 impl Tensors {
     /// Reads a file under `goldens/`.
     pub(crate) fn open(name: &str) -> Self {
-        let path = format!("{}/../../goldens/{name}", env!("CARGO_MANIFEST_DIR"));
-        let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        Self::read(&format!("{}/../../goldens/{name}", env!("CARGO_MANIFEST_DIR")))
+    }
+
+    pub(crate) fn read(path: &str) -> Self {
+        let bytes = fs::read(path).unwrap_or_else(|e| panic!("{path}: {e}"));
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header: BTreeMap<String, Value> =
             serde_json::from_slice(&bytes[8..8 + length]).unwrap();

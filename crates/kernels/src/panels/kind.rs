@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     EightBf16,
     /// Bytes − zero, f32 scales.
     EightZero,
-    /// INT8 by rows: bytes − 128, one f32 scale per row.
+    /// INT8 by rows or as a whole: bytes − 128, one f32 scale per row.
     EightRow,
     /// Q4_1: nibbles, f16 scales and minima.
     FourMin,

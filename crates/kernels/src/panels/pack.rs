@@ -25,7 +25,7 @@ impl<'a> Source<'a> {
             "q4_0" => Kind::Four,
             "q5_0" => Kind::Five,
             "q8_0" => Kind::Eight,
-            "int8" => Kind::EightRow,
+            "int8" | "int8_tensor" => Kind::EightRow,
             "nf4" | "nf4_dq" => Kind::Table,
             "q4_1" => Kind::FourMin,
             "q5_1" => Kind::FiveMin,
@@ -52,6 +52,8 @@ impl<'a> Source<'a> {
         let bytes = self.blocks.row(row);
         if self.kind == Kind::EightRow {
             let (weights, scale) = bytes.split_at(self.blocks.cols);
+            // One scale for the matrix becomes one for each row.
+            let scale = if scale.is_empty() { &self.blocks.side } else { scale };
             let from = &weights[index * SUB..(index * SUB + SUB).min(weights.len())];
             // The padding's codes meet activations that are zero.
             codes.fill(128);

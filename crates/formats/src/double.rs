@@ -1,34 +1,43 @@
-use std::sync::OnceLock;
+use std::{marker::PhantomData, sync::OnceLock};
 
 use bytemuck::{Pod, Zeroable};
 use lathe_base::Buf;
 
 use crate::{
-    Affine, AnyFormat, Blocks, Effort, Erased, Error, Format, Grid, Levels, NF4_LEVELS, Nf4, Rows,
-    Scales, Span, grid,
-    nf4::{self, BLOCK, HALF_GAP},
+    Affine, AnyFormat, Blocks, Effort, Erased, Error, Format, Grid, Levels, Rows, Scales, Span,
+    format::map_rows,
+    four_bit::{self, BLOCK, Float4, FourBit, NormalFloat, Table},
+    grid,
     round::absmax,
 };
 
-/// NF4 with double quantization: the absmax of each block is itself an eight-bit code.
+/// Double quantization of [`FourBit`]: the absmax of each block is itself an eight-bit code.
 ///
 /// All absmax of the matrix, in order of the flattened weights, less their mean are cut into
 /// nested blocks of 256; each is coded by bitsandbytes' dynamic map against the nested block's own
-/// absmax. The nested numbers are the side data; a block is one [`Nf4DqBlock`].
+/// absmax. The nested numbers are the side data; a block is one [`DoubleBlock`].
 #[derive(Debug)]
-pub struct Nf4Dq;
+pub struct Double<T>(PhantomData<T>);
+
+pub type Nf4Dq = Double<NormalFloat>;
+pub type Fp4Dq = Double<Float4>;
+
+impl<T> Double<T> {
+    /// The one value of this type.
+    pub const NEW: Self = Self(PhantomData);
+}
 
 /// 64 codes and the code of their absmax.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Nf4DqBlock {
+pub struct DoubleBlock {
     /// Index into [`Nested::map`].
     pub absmax: u8,
     /// The even weight in the high nibble, the odd one after it in the low nibble.
     pub codes: [u8; 32],
 }
 
-/// The side data of a matrix in [`Nf4Dq`]: what turns a block's code into its absmax.
+/// The side data of a matrix in [`Double`]: what turns a block's code into its absmax.
 ///
 /// As bytes: f32 offset, u32 skip, f32 map\[256\], f32 absmax\[…\], all little-endian.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,9 +176,9 @@ fn dynamic_code(x: f32) -> u8 {
     nearest[(place as usize).min(POINTS - 1)]
 }
 
-impl AnyFormat for Nf4Dq {
+impl<T: Table> AnyFormat for Double<T> {
     fn name(&self) -> &'static str {
-        "nf4_dq"
+        T::NAMES[1]
     }
 
     fn layout(&self) -> &'static str {
@@ -186,17 +195,17 @@ impl AnyFormat for Nf4Dq {
     }
 
     fn row_bytes(&self, cols: usize) -> usize {
-        cols.div_ceil(BLOCK).saturating_mul(size_of::<Nf4DqBlock>())
+        cols.div_ceil(BLOCK).saturating_mul(size_of::<DoubleBlock>())
     }
 
     fn limit(&self) -> f32 {
-        Nf4::LIMIT
+        FourBit::<T>::LIMIT
     }
 
     fn error_bound(&self, absmax: f32) -> f32 {
         // An absmax is off by at most half the widest gap of the dynamic map (0.9 / 64, plus the
         // table's spacing) of what the offset leaves, which is at most the matrix's own absmax.
-        (HALF_GAP + 0.0072) * absmax + 2.0 * Nf4::error_bound(f32::MIN_POSITIVE)
+        (T::HALF_GAP + 0.0072) * absmax + 2.0 * FourBit::<T>::error_bound(f32::MIN_POSITIVE)
     }
 
     fn side_bytes(&self, rows: usize, cols: usize) -> usize {
@@ -222,25 +231,25 @@ impl AnyFormat for Nf4Dq {
     fn decode_row(&self, blocks: &Blocks, row: usize, out: &mut [f32]) {
         let side = &blocks.side;
         let (offset, skip) = (f32_at(side, 0), skip(side));
-        let codes: &[Nf4DqBlock] = bytemuck::cast_slice(blocks.row(row));
+        let codes: &[DoubleBlock] = bytemuck::cast_slice(blocks.row(row));
         let first = skip + row * codes.len();
         for (i, (block, out)) in codes.iter().zip(out.chunks_exact_mut(BLOCK)).enumerate() {
             let level = f32_at(side, 8 + 4 * usize::from(block.absmax));
             let nested = f32_at(side, HEADER + 4 * ((first + i) / NESTED_BLOCK));
-            nf4::levels(&block.codes, level * nested + offset, out);
+            four_bit::levels::<T>(&block.codes, level * nested + offset, out);
         }
     }
 
     fn encode_from(&'static self, source: &dyn Rows, threads: usize) -> Result<Blocks, Error> {
         self.check(source.shape().1)?;
-        let single = Erased::<Nf4>::NEW.encode_from(source, threads)?;
-        let plain: &[Nf4] = bytemuck::cast_slice(&single.data);
+        let single = Erased::<FourBit<T>>::REF.encode_from(source, threads)?;
+        let plain: &[FourBit<T>] = bytemuck::cast_slice(&single.data);
         let all: Vec<f32> = plain.iter().map(|b| f32::from_le_bytes(b.absmax)).collect();
         let (codes, nested) = Nested::compress(&all, mean(&all));
-        let blocks: Vec<Nf4DqBlock> = plain
+        let blocks: Vec<DoubleBlock> = plain
             .iter()
             .zip(codes)
-            .map(|(block, absmax)| Nf4DqBlock { absmax, codes: block.codes })
+            .map(|(block, absmax)| DoubleBlock { absmax, codes: block.codes })
             .collect();
         Ok(Blocks {
             format: self,
@@ -257,7 +266,7 @@ impl AnyFormat for Nf4Dq {
     }
 }
 
-impl Grid for Nf4Dq {
+impl<T: Table> Grid for Double<T> {
     fn span(&self, _: usize) -> usize {
         BLOCK
     }
@@ -267,7 +276,7 @@ impl Grid for Nf4Dq {
     }
 
     fn levels(&self) -> Levels {
-        Levels::Table(&NF4_LEVELS)
+        Levels::Table(T::DISTINCT.0)
     }
 
     fn begin(
@@ -275,34 +284,35 @@ impl Grid for Nf4Dq {
         weights: &dyn Rows,
         importance: Option<&[f32]>,
         effort: Effort,
-        _: usize,
+        threads: usize,
     ) -> Buf {
-        let (rows, cols) = weights.shape();
-        let mut row = vec![0.0; cols];
-        let mut all = Vec::with_capacity(rows * (cols / BLOCK));
-        for i in 0..rows {
-            weights.read(i, &mut row);
-            for (j, block) in row.chunks_exact(BLOCK).enumerate() {
+        let per_row = weights.shape().1 / BLOCK;
+        let all = map_rows(weights, per_row, threads, |_, row, scales| {
+            let blocks = row.chunks_exact(BLOCK).zip(scales).enumerate();
+            for (j, (weights, scale)) in blocks {
                 let importance = importance.map(|all| &all[j * BLOCK..][..BLOCK]);
-                all.push(grid::scale(self.levels(), absmax(block), block, importance, effort));
+                let span = Span { side: &[], index: 0, weights, importance, effort };
+                *scale = grid::scale(self.levels(), absmax(weights), span, |scale| scale);
             }
-        }
+        });
         Nested::compress(&all, mean(&all)).1.to_side()
     }
 
     fn fit(&self, span: Span<'_>, scales: &mut Scales) {
-        let Span { side, index, weights, importance, effort } = span;
-        let own = grid::scale(self.levels(), absmax(weights), weights, importance, effort);
-        let nested = f32_at(side, HEADER + 4 * ((skip(side) + index) / NESTED_BLOCK));
+        let side = span.side;
+        let nested = f32_at(side, HEADER + 4 * ((skip(side) + span.index) / NESTED_BLOCK));
         let offset = f32_at(side, 0);
-        let code = dynamic_code((own - offset) * (1.0 / nested));
-        let scale = f32_at(side, 8 + 4 * usize::from(code)) * nested + offset;
+        let code = |scale: f32| dynamic_code((scale - offset) * (1.0 / nested));
+        let level = |code: u8| f32_at(side, 8 + 4 * usize::from(code)) * nested + offset;
+        let own = absmax(span.weights);
+        let code = code(grid::scale(self.levels(), own, span, |scale| level(code(scale))));
+        let scale = level(code);
         scales.set(Affine { scale, offset: 0.0 }, &[code]);
     }
 
     fn pack(&self, scales: &Scales, codes: &[u8], out: &mut [u8]) {
         out[..1].copy_from_slice(&scales.stored);
-        out[1..].copy_from_slice(&nf4::nibbles(codes));
+        out[1..].copy_from_slice(&four_bit::nibbles(codes, T::DISTINCT.1));
     }
 }
 
