@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Quantize(commands::quantize::QuantizeArgs),
     /// Ask which engines will load a model in a format, and with which kernel
     Preflight(commands::preflight::PreflightArgs),
+    /// Measure how much each input of each matrix matters, as llama-imatrix does
+    Imatrix(commands::imatrix::ImatrixArgs),
     /// Show what a model is: architecture, formats, tokenizer, memory needed
     Inspect(commands::inspect::InspectArgs),
     /// Measure quality: perplexity, and divergence from a base model

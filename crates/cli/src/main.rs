@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod exit;
+mod how;
 mod loading;
 mod making;
 mod open;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Report(args) => commands::report::run(args, global),
         Command::Quantize(args) => commands::quantize::run(args, global),
         Command::Preflight(args) => commands::preflight::run(args, global),
+        Command::Imatrix(args) => commands::imatrix::run(args, global),
         Command::Inspect(args) => commands::inspect::run(args, global),
         Command::Eval(args) => commands::eval::run(args, global),
         Command::Bench(args) => commands::bench::run(args, global),

@@ -4,19 +4,23 @@ use std::path::Path;
 
 use lathe_base::Progress;
 use lathe_files::{Checkpoint, gguf::Metadata};
-use lathe_models::Model;
-use lathe_quantizers::{About, Job, Plan, Rtn, Stored, Summary, Target, quantize};
+use lathe_quantizers::{
+    About, Calibrated, Calibration, Job, Plan, Summary, Target, Weights, quantize,
+    quantize_calibrated,
+};
 
-use crate::open;
+use crate::{how::How, open};
 
 /// A plan and where its result goes.
 pub(crate) struct Making<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
-    pub(crate) model: &'a Model,
+    /// The checkpoint's weights, or a view of them.
+    pub(crate) weights: &'a dyn Weights,
     pub(crate) plan: &'a Plan,
     /// What the result says that it is called.
     pub(crate) name: &'a str,
     pub(crate) out: &'a Path,
+    pub(crate) how: &'a How,
     pub(crate) threads: usize,
     /// Whether an older model of that name may be replaced.
     pub(crate) replace: bool,
@@ -31,19 +35,34 @@ impl Making<'_> {
         let about = About { name: self.name.to_owned(), tokenizer };
         let job = Job {
             checkpoint: self.checkpoint,
-            weights: &Stored { model: self.model, checkpoint: self.checkpoint },
+            weights: self.weights,
             plan: self.plan,
             out: self.out,
             replace: self.replace,
-            quantizer: &Rtn,
-            imatrix: None,
+            quantizer: self.how.pipeline.quantizer.as_ref(),
+            imatrix: self.how.imatrix.as_ref(),
             threads: self.threads,
             measure: self.measure,
             about: &about,
         };
-        let mut summary = quantize(&job, progress)?;
+        let mut summary = match self.how.by_layer() {
+            true => self.by_layer(job, progress)?,
+            false => quantize(&job, progress)?,
+        };
         summary.notes.extend(notes);
         Ok(summary)
+    }
+
+    fn by_layer(&self, job: Job<'_>, progress: &dyn Progress) -> anyhow::Result<Summary> {
+        let nothing = Calibration::of(Vec::new(), "no texts");
+        let calibrated = Calibrated {
+            job,
+            transforms: &self.how.pipeline.transforms,
+            calibration: self.how.calibration.as_ref().unwrap_or(&nothing),
+            sequential: self.how.sequential,
+            max_memory: self.how.max_memory,
+        };
+        Ok(quantize_calibrated(&calibrated, progress)?)
     }
 
     /// The tokenizer's keys, where a GGUF is made of a folder, and where llama.cpp may read a text
@@ -52,7 +71,7 @@ impl Making<'_> {
         if self.plan.target != Target::Gguf || self.checkpoint.gguf.is_some() {
             return Ok((Metadata::new(), Vec::new()));
         }
-        let export = open::tokenizer(self.checkpoint)?.export(self.model.spec.vocab)?;
+        let export = open::tokenizer(self.checkpoint)?.export(self.weights.spec().vocab)?;
         Ok((export.metadata, export.notes))
     }
 }

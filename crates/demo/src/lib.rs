@@ -17,6 +17,12 @@ pub fn stories() -> &'static str {
     include_str!("../text/stories.jsonl")
 }
 
+/// Texts of many kinds and languages to calibrate quantizers with, written for this project or in
+/// the public domain: one JSON object `{"id", "text"}` a line. None of them is in [`stories`].
+pub fn calibration() -> &'static str {
+    include_str!("../text/calibration.jsonl")
+}
+
 /// Multiple-choice items: one JSON object `{"id", "kind", "context", "choices", "answer"}` a line.
 ///
 /// `answer` counts from 0. An item is scored as context, one space, choice. There are sixty items of

@@ -146,3 +146,19 @@ fn the_place_of_the_right_choice_and_its_length_give_nothing_away() {
     // One in four would be the longest by chance, or fewer with ties.
     assert!(longest <= 90 && shortest <= 90, "longest {longest}, shortest {shortest}");
 }
+
+#[test]
+fn calibration_texts_are_varied_and_none_of_those_that_are_measured() {
+    let texts = lines(lathe_demo::calibration());
+    assert!(texts.len() > 50 && lathe_demo::calibration().len() < 300_000);
+    let of = |texts: &[Value]| -> Vec<String> {
+        texts.iter().map(|t| t["text"].as_str().unwrap().to_owned()).collect()
+    };
+    let (calibration, stories) = (of(&texts), of(&lines(lathe_demo::stories())));
+    assert!(calibration.iter().any(|text| text.contains("fn ")));
+    assert!(calibration.iter().any(|text| !text.is_ascii()));
+    for story in &stories {
+        let start: String = story.chars().take(60).collect();
+        assert!(!calibration.iter().any(|text| text.contains(&start)), "{start}");
+    }
+}

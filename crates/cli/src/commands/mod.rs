@@ -2,11 +2,13 @@
 
 mod answer;
 pub(crate) mod bench;
+pub(crate) mod calibration;
 pub(crate) mod chat;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod eval;
 pub(crate) mod generate;
+pub(crate) mod imatrix;
 pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod optimize;

@@ -6,36 +6,30 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use lathe_base::{Bytes, Progress};
-use lathe_files::{Checkpoint, Layout};
+use lathe_files::{Checkpoint, Imatrix, Layout};
 use lathe_formats::AnyFormat;
 use lathe_models::Model;
-use lathe_quantizers::{Done, Mix, Overrides, Plan, Recipe, Rule, Summary, Target, mix_by_name};
+use lathe_quantizers::{
+    Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rotated, Rule, Settings, Stored,
+    Summary, Target, Weights, mix_by_name,
+};
 use serde::Serialize;
 
 use crate::{
     args::Global,
-    commands::{optimize::at_least_one, options::place, system::default_threads},
+    commands::{
+        calibration::CalibrationArgs, optimize::at_least_one, options::place,
+        system::default_threads,
+    },
     exit::Ended,
+    how::{How, methods},
     making::Making,
     open, ui,
 };
 
 /// Options of `lathe quantize`.
 #[derive(Args)]
-#[command(after_help = "Examples:
-  lathe quantize ./Qwen2.5-1.5B --to q4_0 -o qwen-q4_0.gguf
-  lathe quantize ./Qwen2.5-1.5B --to nf4                  makes ./Qwen2.5-1.5B-nf4
-  lathe quantize model-f16.gguf --to q8_0 --pure
-  lathe quantize demo --to bf16 --container gguf -o demo.gguf
-
-Formats: f32, f16, bf16; int8, int8_tensor, int{2,3,4,8}[_asym]_{g32,g64,g128,row}[_f16] such as
-int4_g128, nf4, nf4_dq, fp4, fp4_dq, fp8_row, fp8_tensor, fp8_block, mxfp4, nvfp4 (Hugging Face
-folders); q8_0, q5_1, q5_0, q4_1, q4_0, q6_k, q5_k, q4_k, q3_k, q2_k, iq4_nl, iq4_xs (GGUF files).
-Mixes, with types chosen per tensor as llama-quantize does (GGUF files): q2_k, q2_k_s, q3_k_s,
-q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, iq4_nl, iq4_xs.
-
-Interrupted, be it by Ctrl-C, a crash or a full disk, the same command goes on where it stopped.
-The result appears under its name only when it is complete.")]
+#[command(after_help = help())]
 pub(crate) struct QuantizeArgs {
     /// `demo`, Hugging Face folder, GGUF or PyTorch file, or hub id
     model: String,
@@ -65,12 +59,55 @@ pub(crate) struct QuantizeArgs {
     /// awq or bitsandbytes [default: the usual one of the format]
     #[arg(long, value_name = "TOOL", value_parser = layout)]
     layout: Option<Layout>,
+    /// How codes are chosen [default: gptq where something to calibrate with is given; else search
+    /// for integers in folders; else rtn, which is llama.cpp's and bitsandbytes' own rule]
+    #[arg(long, value_name = "METHOD", value_parser = method)]
+    method: Option<&'static Method>,
+    /// Importance matrix of this model, by `lathe imatrix` or llama.cpp: columns count by it
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Turn the model into another basis first, in which weights have fewer outliers; the number
+    /// decides into which
+    #[arg(long, value_name = "SEED", num_args = 0..=1, default_missing_value = "0")]
+    rotate: Option<u64>,
     /// Threads [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     threads: Option<usize>,
     /// Replace an older file or folder of that name
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    /// Calibrate a layer's matrices with the layer as it was, not with those before quantized
+    #[arg(long, help_heading = "Calibration")]
+    whole_layers: bool,
+    /// Memory that calibration may take, such as 4GiB [default: what it needs]
+    #[arg(long, value_name = "SIZE", help_heading = "Calibration")]
+    max_memory: Option<Bytes>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  lathe quantize ./Qwen2.5-1.5B --to q4_0 -o qwen-q4_0.gguf
+  lathe quantize ./Qwen2.5-1.5B --to nf4                  makes ./Qwen2.5-1.5B-nf4
+  lathe quantize model-f16.gguf --to q8_0 --pure
+  lathe quantize demo --to bf16 --container gguf -o demo.gguf
+  lathe quantize ./Qwen2.5-1.5B --to int4_g128 --method gptq --max-memory 4GiB
+  lathe quantize ./Qwen2.5-1.5B --to int4_g128 --method gptq --calibration chats.jsonl --rotate
+  lathe quantize ./Qwen2.5-1.5B --to q4_k_m --imatrix qwen.imatrix.gguf -o qwen-q4_k_m.gguf
+
+Formats: f32, f16, bf16; int8, int8_tensor, int{2,3,4,8}[_asym]_{g32,g64,g128,row}[_f16] such as
+int4_g128, nf4, nf4_dq, fp4, fp4_dq, fp8_row, fp8_tensor, fp8_block, mxfp4, nvfp4 (Hugging Face
+folders); q8_0, q5_1, q5_0, q4_1, q4_0, q6_k, q5_k, q4_k, q3_k, q2_k, iq4_nl, iq4_xs (GGUF files).
+Mixes, with types chosen per tensor as llama-quantize does (GGUF files): q2_k, q2_k_s, q3_k_s,
+q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, iq4_nl, iq4_xs.";
+
+const INTERRUPTED: &str = "\
+Interrupted, be it by Ctrl-C, a crash or a full disk, the same command goes on where it stopped.
+The result appears under its name only when it is complete.";
+
+fn help() -> String {
+    format!("{EXAMPLES}\n\nMethods:\n{}\n{INTERRUPTED}", methods())
 }
 
 /// What `--to` names.
@@ -124,16 +161,23 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
     let bar = ui::Bar::new(global.quiet);
     let checkpoint = open::checkpoint(&args.model, &bar)?;
     let model = Model::read(&checkpoint).with_context(|| args.model.clone())?;
-    let plan = Plan::new(&model, &checkpoint, &args.recipe()?)?;
+    let threads = args.threads.unwrap_or_else(default_threads);
+    let stored = Stored { model: &model, checkpoint: &checkpoint };
+    let rotated = args.rotate.map(|seed| Rotated::new(&stored, seed, threads)).transpose()?;
+    let weights: &dyn Weights = rotated.as_ref().map_or(&stored, |rotated| rotated);
+    let plan = Plan::new(weights.model(), &checkpoint, &args.recipe()?)?;
     let out = args.out(&plan);
     args.check_out(&out, &checkpoint, &plan)?;
+    let how = args.how(&checkpoint, &model, &plan, &bar)?;
+    rotated.iter().flat_map(Rotated::notes).for_each(|note| bar.note(&note));
     let making = Making {
         checkpoint: &checkpoint,
-        model: &model,
+        weights,
         plan: &plan,
         name: &stem(&args.model),
         out: &out,
-        threads: args.threads.unwrap_or_else(default_threads),
+        how: &how,
+        threads,
         replace: args.force,
         measure: true,
     };
@@ -170,6 +214,12 @@ pub(crate) fn goal(name: &str) -> Result<Goal, String> {
     }
 }
 
+fn method(name: &str) -> Result<&'static Method, String> {
+    let names = || METHODS.iter().map(|method| method.name).collect::<Vec<_>>().join(", ");
+    Method::by_name(name)
+        .ok_or_else(|| format!("there is no such method; the methods are {}", names()))
+}
+
 fn rule(text: &str) -> Result<Rule, String> {
     text.parse().map_err(|error: lathe_quantizers::Error| error.to_string())
 }
@@ -204,6 +254,7 @@ impl QuantizeArgs {
         let usual = self.to.recipe()?;
         let folder = self.layout.map(|_| Target::SafeTensors);
         Ok(Recipe {
+            importance: self.imatrix.is_some(),
             embeddings: self.embeddings,
             head: self.head,
             pure: self.pure,
@@ -212,6 +263,63 @@ impl QuantizeArgs {
             layout: self.layout.unwrap_or_default(),
             ..usual
         })
+    }
+
+    /// The method with everything that it needs, and why it was chosen where nobody asked for it.
+    fn how(
+        &self,
+        checkpoint: &Checkpoint,
+        model: &Model,
+        plan: &Plan,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<How> {
+        let method = match self.method {
+            Some(method) => method,
+            None => {
+                let (method, why) = self.usual_method(plan)?;
+                progress.note(&format!("method: {} ({why})", method.name));
+                method
+            }
+        };
+        if !(method.suits)(plan.format) {
+            let suits = METHODS.iter().filter(|m| (m.suits)(plan.format));
+            let others: Vec<_> = suits.map(|m| m.name).collect();
+            let (name, format, others) = (method.name, plan.format.name(), others.join(", "));
+            bail!("--method {name} cannot choose codes of {format}; these can: {others}");
+        }
+        let pipeline = (method.make)(&Settings::default())?;
+        let calibrates = pipeline.needs() > Needs::Nothing;
+        if !calibrates && self.calibration.given() {
+            progress.note(&format!("{} does not calibrate: the texts are not used", method.name));
+        }
+        let imatrix = self.imatrix.as_deref().map(Imatrix::read).transpose()?;
+        if calibrates && imatrix.is_some() {
+            progress.note("calibration takes the place of --imatrix");
+        }
+        let calibration =
+            calibrates.then(|| self.calibration.draw(checkpoint, model, progress)).transpose()?;
+        Ok(How {
+            pipeline,
+            imatrix: imatrix.filter(|_| !calibrates),
+            calibration,
+            sequential: !self.whole_layers,
+            max_memory: self.max_memory,
+        })
+    }
+
+    fn usual_method(&self, plan: &Plan) -> anyhow::Result<(&'static Method, &'static str)> {
+        let suits = |name: &str| Method::by_name(name).filter(|method| (method.suits)(plan.format));
+        let integers = plan.target == Target::SafeTensors && plan.format.name().starts_with("int");
+        let choices = [
+            (self.calibration.given(), "gptq", "there are texts to calibrate with"),
+            (self.calibration.given(), "search", "gptq cannot choose codes of this format"),
+            (integers, "search", "calibrate with --method gptq for less loss"),
+            (true, "rtn", "the format's own rule"),
+        ];
+        let fits = |(when, name, why): &(bool, &str, &'static str)| {
+            suits(name).filter(|_| *when).map(|method| (method, *why))
+        };
+        choices.iter().find_map(fits).context("no method suits this format")
     }
 
     fn out(&self, plan: &Plan) -> PathBuf {

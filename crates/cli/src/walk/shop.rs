@@ -17,14 +17,14 @@ use lathe_optimize::{
     Candidate, Coding, Cost, EngineOrder, Made, ModelFacts, Settings, Sizes, Workshop, sha256,
     size_of,
 };
-use lathe_quantizers::{Plan, Target};
+use lathe_quantizers::{Plan, Stored, Target};
 use lathe_tokens::{Template, Tokenizer};
 
 use super::{
     data::{Data, Source},
     facts::model_hashes,
 };
-use crate::{commands::quantize::goal, making::Making, open};
+use crate::{commands::quantize::goal, how::How, making::Making, open};
 
 /// How long the text is that every candidate writes for the eye.
 const SAMPLE_TOKENS: usize = 60;
@@ -209,10 +209,11 @@ impl Workshop for Shop {
         };
         let making = Making {
             checkpoint: &self.checkpoint,
-            model: &self.model,
+            weights: &Stored { model: &self.model, checkpoint: &self.checkpoint },
             plan: &plan,
             name: &self.name,
             out: &path,
+            how: &How::nearest(),
             threads: self.settings.threads,
             // What lies there is a candidate whose record was lost: an interrupted run's.
             replace: true,

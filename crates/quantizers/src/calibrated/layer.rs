@@ -245,14 +245,16 @@ impl Run<'_> {
         stats: Option<&Stats>,
     ) -> Result<Blocks, Error> {
         let numbers = Numbers::open(&work.weights, self.job.checkpoint, planned)?;
-        let same = numbers.in_order(planned.format).filter(|_| !is_dense(planned.format));
-        let (blocks, copied) = match same {
-            Some(blocks) => (blocks.clone(), true),
-            None => {
+        let same = numbers.in_order(planned.format);
+        let copied = same.is_some();
+        let blocks = match same {
+            // Dense numbers are coded anew, to the same bytes, because that finds NaN.
+            Some(blocks) if !is_dense(planned.format) => blocks.clone(),
+            _ => {
                 let coded = self.job.code(planned, &numbers, stats)?;
                 let named = |note| format!("`{}`: {note}", planned.name);
                 self.notes.extend(coded.notes.into_iter().map(named));
-                (coded.blocks, false)
+                coded.blocks
             }
         };
         let written = at < self.resumed;
