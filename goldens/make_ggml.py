@@ -23,6 +23,12 @@ DEMO = Path(__file__).parents[1] / "crates/demo/model/model.safetensors"
 SEED = 17
 COLS = 768  # three blocks of 256: an odd number
 
+# Types that only are read: how many bytes a block of 256 has, and where in it an f16 scale lies.
+READ_ONLY = {
+    "iq2_xxs": (66, 0), "iq2_xs": (74, 0), "iq2_s": (82, 0), "iq3_xxs": (98, 0), "iq3_s": (110, 0),
+    "iq1_s": (50, 0), "iq1_m": (56, None), "tq1_0": (54, 52), "tq2_0": (66, 64),
+}
+
 TYPES = ["q4_0", "q5_0", "q8_0", "q4_1", "q5_1", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs"]
 
 
@@ -85,6 +91,29 @@ def importance() -> np.ndarray:
     return np.exp(1.5 * rng.standard_normal(COLS)).astype(np.float32)
 
 
+def any_codes() -> dict[str, np.ndarray]:
+    """Random bytes u8 [4, bytes], with scales that are ordinary numbers: most codes occur."""
+    rng = np.random.default_rng(SEED + 2)
+    coded = {}
+    for kind, (size, at) in READ_ONLY.items():
+        blocks = rng.integers(0, 256, (4 * COLS // 256, size), np.uint8)
+        scale = np.float16(0.037 * rng.random(len(blocks)) + 0.01)
+        if at is not None:
+            blocks[:, at : at + 2] = scale.view(np.uint8).reshape(-1, 2)
+        else:  # IQ1_M: four bits of it in each of the last four u16
+            words = blocks[:, -8:].copy().view(np.uint16)
+            for i in range(4):
+                words[:, i] = words[:, i] & 0x0FFF | (scale.view(np.uint16) >> (4 * i) & 15) << 12
+            blocks[:, -8:] = words.view(np.uint8)
+        if kind == "tq1_0":  # bytes that five or four digits to base 3 give
+            digits = rng.integers(0, 3, (len(blocks), 52, 5))
+            digits[:, 48:, 4] = 0
+            number = digits @ [81, 27, 9, 3, 1]
+            blocks[:, :52] = (number * 256 + 242) // 243
+        coded[kind] = blocks.reshape(4, -1)
+    return coded
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--llama-cpp", type=Path, required=True)
@@ -115,6 +144,12 @@ def main() -> None:
                 if name == "heavy":
                     floats = run(kind, rows, "decode", data=coded)
                     values[f"{name}.{kind}"] = np.frombuffer(floats, np.float32).reshape(rows, -1)
+        codes = any_codes()
+        decoded = {}
+        for kind, data in codes.items():
+            floats = run(kind, len(data), "decode", data=data.tobytes())
+            decoded[f"{kind}.values"] = np.frombuffer(floats, np.float32).reshape(len(data), -1)
+        save("read_only.safetensors", codes | decoded)
         save("plain.safetensors", plain)
         save("weighted.safetensors", weighted)
         save("values.safetensors", values)

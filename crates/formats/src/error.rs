@@ -5,6 +5,9 @@ pub enum Error {
     /// No such line in [`crate::FORMATS`].
     #[error("there is no format `{name}`; did you mean {near}? The formats are {families}")]
     Unknown { name: String, near: String, families: String },
+    /// The format is one that Lathe reads in files of others and does not make.
+    #[error("{format} is read in files that others made, and not made; use iq4_xs or q2_k instead")]
+    ReadOnly { format: &'static str },
     /// Rows cannot be cut into the format's blocks.
     #[error(
         "{format} codes {block} columns together, and {cols} columns are not a multiple of that; \

@@ -37,7 +37,9 @@ pub use error::Error;
 pub use format::{AnyFormat, Erased, Format, Rows, Weighted};
 pub use four_bit::{Float4, FourBit, Fp4, NF4_LEVELS, Nf4, NormalFloat, Table};
 pub use fp8::{Fp8Block, Fp8Row, Fp8Tensor};
-pub use ggml::{IQ4_LEVELS, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_1, Q4K, Q5_1, Q5K, Q6K, Sixes};
+pub use ggml::{
+    IQ4_LEVELS, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_1, Q4K, Q5_1, Q5K, Q6K, READ_ONLY, ReadOnly, Sixes,
+};
 pub use grid::{Affine, Effort, Grid, Levels, Scaled, Scales, Span};
 pub use int::{INTS, Int, ScaleType};
 pub use int8::{Int8, Int8Tensor};
@@ -46,4 +48,4 @@ pub use microscaled::{MxFp4, NvFp4};
 pub use q4_0::Q4_0;
 pub use q5_0::Q5_0;
 pub use q8_0::Q8_0;
-pub use table::{FORMATS, by_name, families};
+pub use table::{FORMATS, by_name, families, readable};

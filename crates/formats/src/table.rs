@@ -1,7 +1,7 @@
 use crate::{
     AnyFormat, BF16, Erased, Error, F16, F32, Fp4, Fp4Dq, Fp8Block, Fp8Row, Fp8Tensor, INTS, Int8,
     Int8Tensor, Iq4Nl, Iq4Xs, MxFp4, Nf4, Nf4Dq, NvFp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K,
-    Q6K, Q8_0,
+    Q6K, Q8_0, READ_ONLY,
 };
 
 /// Every format there is, one line each; a family that differs by numbers has one line in all.
@@ -58,6 +58,12 @@ pub fn by_name(name: &str) -> Result<&'static dyn AnyFormat, Error> {
         near: near(name).join(", "),
         families: families().join(", "),
     })
+}
+
+/// The format of that name, those included that Lathe does not make.
+pub fn readable(name: &str) -> Result<&'static dyn AnyFormat, Error> {
+    let read_only = READ_ONLY.iter().find(|format| format.name() == name);
+    read_only.map_or_else(|| by_name(name), |format| Ok(format))
 }
 
 /// The families of formats in the order of [`FORMATS`], each once.

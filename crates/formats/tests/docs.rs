@@ -2,7 +2,7 @@
 
 use std::{env, fmt::Write, fs};
 
-use lathe_formats::{AnyFormat, FORMATS, Int, ScaleType, families};
+use lathe_formats::{AnyFormat, FORMATS, Int, READ_ONLY, ScaleType, families};
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/formats.md");
 
@@ -32,6 +32,15 @@ points. Bits per weight and error without and with zero points:
 
 | bits | group | bits/weight | `_asym` | error % | `_asym` |
 |---:|---|---:|---:|---:|---:|
+";
+
+const READ: &str = "
+## Read, not made
+
+Formats of GGUF files that others made: Lathe runs them, and makes none.
+
+| format | bits/weight | columns | layout | numbers as in |
+|---|---:|---:|---|---|
 ";
 
 /// The least and the most of something over the formats of a family.
@@ -86,6 +95,13 @@ fn the_page_of_formats_is_up_to_date() {
     let source = |scale| Int::find(4, Some(128), false, scale).unwrap().source();
     let (bf16, f16) = (source(ScaleType::Bf16), source(ScaleType::F16));
     writeln!(page, "\nNumbers as in: {bf16}; with `_f16`: {f16}.").unwrap();
+    page += READ;
+    for format in &READ_ONLY {
+        let (name, columns) = (format.name(), format.block());
+        let (layout, source) = (format.layout(), format.source());
+        writeln!(page, "| `{name}` | {:.4} | {columns} | {layout} | {source} |", bits(format))
+            .unwrap();
+    }
     if env::var_os("LATHE_BLESS").is_some() {
         fs::write(PATH, &page).unwrap();
     }

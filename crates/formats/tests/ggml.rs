@@ -2,7 +2,7 @@
 
 mod safetensors;
 
-use lathe_formats::{Blocks, Effort, by_name};
+use lathe_formats::{AnyFormat, Blocks, Effort, Error, READ_ONLY, by_name, readable};
 use safetensors::{Tensor, Tensors};
 
 /// Types whose bytes are held against ggml's.
@@ -109,4 +109,34 @@ fn a_search_leaves_less_error_than_ggml_on_a_models_weights() {
             assert!(ours < 0.99 * theirs, "{kind} {file}: {ours} against {theirs}");
         }
     }
+}
+
+#[test]
+fn types_that_are_only_read_decode_to_what_ggml_decodes_them_to() {
+    let golden = goldens("read_only");
+    let mut compared = 0;
+    for format in READ_ONLY.iter().filter(|format| format.name() != "mxfp4_ggml") {
+        let (name, expected) = (format.name(), &golden[&format!("{}.values", format.name())]);
+        let (rows, cols) = expected.matrix();
+        let data = golden[name].data.clone();
+        let blocks =
+            Blocks::new(readable(name).unwrap(), rows, cols, data.into(), vec![].into()).unwrap();
+        assert_eq!(blocks.decode(), expected.floats(), "{name}");
+        assert!(matches!(format.encode(1, 256, &[0.0; 256], 1), Err(Error::ReadOnly { .. })));
+        compared += 1;
+    }
+    assert_eq!(compared, 9);
+}
+
+#[test]
+fn mxfp4_in_a_gguf_has_its_halves_side_by_side() {
+    let mut block = vec![128];
+    block.extend((0..16).map(|j: u8| j | (15 - j) << 4));
+    let format = readable("mxfp4_ggml").unwrap();
+    let decoded = Blocks::new(format, 1, 32, block.into(), vec![].into()).unwrap().decode();
+    // Exponent 128 doubles.
+    let numbers = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
+    assert_eq!(decoded[..8], numbers);
+    assert_eq!(decoded[8..16], numbers.map(|x: f32| -x));
+    assert_eq!(decoded[24..], [12.0, 8.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.0]);
 }

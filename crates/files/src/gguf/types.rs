@@ -63,9 +63,19 @@ impl GgmlType {
         TYPES.iter().copied().find(|t| t.id == id)
     }
 
-    /// The type of this name, in lower case.
-    pub fn by_name(name: &str) -> Option<Self> {
-        TYPES.iter().copied().find(|t| t.name == name)
+    /// The type that holds tensors of the format of this name.
+    pub fn by_name(format: &str) -> Option<Self> {
+        TYPES.iter().copied().find(|t| t.format() == format)
+    }
+
+    /// The name of the format that its bytes are in. Formats of the same name elsewhere have their
+    /// nibbles in another order.
+    pub fn format(self) -> &'static str {
+        match self.name {
+            "mxfp4" => "mxfp4_ggml",
+            "nvfp4" => "nvfp4_ggml",
+            name => name,
+        }
     }
 
     /// Elements per block and bytes per block.
