@@ -329,7 +329,7 @@ fn tq1_0(block: &[u8], out: &mut [f32]) {
         for power in [1u8, 3, 9, 27, 81].iter().take(digits) {
             for byte in &block[range.clone()] {
                 // The digit is what carries over when the byte, a fraction of 256, is tripled.
-                let digit = u16::from(byte.wrapping_mul(*power)) * 3 >> 8;
+                let digit = (u16::from(byte.wrapping_mul(*power)) * 3) >> 8;
                 out[at] = (f32::from(digit) - 1.0) * scale;
                 at += 1;
             }
