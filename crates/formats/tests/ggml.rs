@@ -115,7 +115,7 @@ fn a_search_leaves_less_error_than_ggml_on_a_models_weights() {
 fn types_that_are_only_read_decode_to_what_ggml_decodes_them_to() {
     let golden = goldens("read_only");
     let mut compared = 0;
-    for format in READ_ONLY.iter().filter(|format| format.name() != "mxfp4_ggml") {
+    for format in READ_ONLY.iter().filter(|format| format.name() != "ggml_mxfp4") {
         let (name, expected) = (format.name(), &golden[&format!("{}.values", format.name())]);
         let (rows, cols) = expected.matrix();
         let data = golden[name].data.clone();
@@ -132,7 +132,7 @@ fn types_that_are_only_read_decode_to_what_ggml_decodes_them_to() {
 fn mxfp4_in_a_gguf_has_its_halves_side_by_side() {
     let mut block = vec![128];
     block.extend((0..16).map(|j: u8| j | (15 - j) << 4));
-    let format = readable("mxfp4_ggml").unwrap();
+    let format = readable("ggml_mxfp4").unwrap();
     let decoded = Blocks::new(format, 1, 32, block.into(), vec![].into()).unwrap().decode();
     // Exponent 128 doubles.
     let numbers = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];

@@ -65,17 +65,7 @@ impl GgmlType {
 
     /// The type that holds tensors of the format of this name.
     pub fn by_name(format: &str) -> Option<Self> {
-        TYPES.iter().copied().find(|t| t.format() == format)
-    }
-
-    /// The name of the format that its bytes are in. Formats of the same name elsewhere have their
-    /// nibbles in another order.
-    pub fn format(self) -> &'static str {
-        match self.name {
-            "mxfp4" => "mxfp4_ggml",
-            "nvfp4" => "nvfp4_ggml",
-            name => name,
-        }
+        TYPES.iter().copied().find(|t| t.name == format)
     }
 
     /// Elements per block and bytes per block.

@@ -13,7 +13,7 @@ pub(crate) fn blocks(path: &Path, name: &str, tensor: &Stored) -> Result<Blocks>
         Dtype::F16 => ("f16", aligned(contiguous(tensor), 2)),
         Dtype::Bf16 => ("bf16", aligned(contiguous(tensor), 2)),
         Dtype::F64 => ("f32", narrowed(&contiguous(tensor))),
-        Dtype::Ggml(t) => (t.format(), tensor.data.clone()),
+        Dtype::Ggml(t) => (t.name, tensor.data.clone()),
         other => {
             return Err(Error::unsupported(
                 path,

@@ -91,7 +91,7 @@ pub static READ_ONLY: [ReadOnly; 10] = [
         decode: tq1_0,
     },
     ReadOnly {
-        name: "mxfp4_ggml",
+        name: "ggml_mxfp4",
         layout: "per 32 weights: e8m0 scale, 16 bytes of e2m1 nibbles, weight j beside weight j + 16",
         source: "ggml block_mxfp4; OCP Microscaling Formats",
         weights: 32,
