@@ -10,8 +10,8 @@ use lathe_files::{Checkpoint, Imatrix, Layout};
 use lathe_formats::AnyFormat;
 use lathe_models::Model;
 use lathe_quantizers::{
-    Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rotated, Rule, Settings, Stored,
-    Summary, Target, Weights, mix_by_name,
+    Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rotated, Rule, Settings, Smooth,
+    Stored, Summary, Target, Weights, mix_by_name,
 };
 use serde::Serialize;
 
@@ -66,6 +66,10 @@ pub(crate) struct QuantizeArgs {
     /// Importance matrix of this model, by `lathe imatrix` or llama.cpp: columns count by it
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
+    /// Move so much of what is extreme in each matrix's inputs into its weights first, 0 to 1
+    /// (calibrates; 0.5 is usual): for engines that round inputs too
+    #[arg(long, value_name = "ALPHA")]
+    smooth: Option<f32>,
     /// Turn the model into another basis first, in which weights have fewer outliers; the number
     /// decides into which
     #[arg(long, value_name = "SEED", num_args = 0..=1, default_missing_value = "0")]
@@ -287,7 +291,11 @@ impl QuantizeArgs {
             let (name, format, others) = (method.name, plan.format.name(), others.join(", "));
             bail!("--method {name} cannot choose codes of {format}; these can: {others}");
         }
-        let pipeline = (method.make)(&Settings::default())?;
+        let mut pipeline = (method.make)(&Settings::default())?;
+        if let Some(alpha) = self.smooth {
+            let smooth = Smooth::new(alpha).context("--smooth")?;
+            pipeline.transforms.insert(0, Box::new(smooth));
+        }
         let calibrates = pipeline.needs() > Needs::Nothing;
         if !calibrates && self.calibration.given() {
             progress.note(&format!("{} does not calibrate: the texts are not used", method.name));
