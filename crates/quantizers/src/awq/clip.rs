@@ -1,6 +1,6 @@
 use lathe_formats::AnyFormat;
 
-use super::{SAMPLE, output_error, rounded, sample};
+use super::{output_error, rounded, sample};
 use crate::{Context, Dense, Error, Stats, loss::group_errors};
 
 /// Shares of a group's range that are tried besides all of it: AutoAWQ's reach.
@@ -38,8 +38,8 @@ pub(super) fn clip(
     let clipped = best.clip(weights, |place| best.ratios[place]);
     // Groups were measured as if their inputs were independent: now all together.
     let error = |of: &Dense| -> Result<f64, Error> {
-        let mut delta = rounded(&sample(of, SAMPLE), stats, format, cx)?;
-        let exact = sample(weights, SAMPLE);
+        let mut delta = rounded(&sample(of), stats, format, cx)?;
+        let exact = sample(weights);
         delta.data.iter_mut().zip(&exact.data).for_each(|(d, w)| *d -= w);
         Ok(output_error(&delta, stats, cx.threads))
     };

@@ -136,9 +136,11 @@ fn rounded(
     Ok(Dense { rows: coded.rows, cols: coded.cols, data: rows.concat() })
 }
 
-/// At most `most` rows, spread over the matrix without a period: neighbours in a head differ.
-fn sample(weights: &Dense, most: usize) -> Dense {
+/// Rows that stand for all of a matrix in a search, spread without a period: neighbours in a head
+/// differ. All of them where the work allows it, which grows with the square of the columns.
+fn sample(weights: &Dense) -> Dense {
     const GOLDEN: f64 = 0.618_033_988_749_894_9;
+    let most = (WORK / (weights.cols * weights.cols).max(1)).max(FEWEST);
     if weights.rows <= most {
         return weights.clone();
     }
@@ -148,5 +150,6 @@ fn sample(weights: &Dense, most: usize) -> Dense {
     Dense { rows: most, cols: weights.cols, data }
 }
 
-/// Rows of a matrix that stand for all of it in a search.
-const SAMPLE: usize = 256;
+/// Products that one look at a matrix may cost, and rows that are looked at in any case.
+const WORK: usize = 1 << 32;
+const FEWEST: usize = 256;

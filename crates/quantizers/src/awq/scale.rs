@@ -1,7 +1,7 @@
 use lathe_formats::AnyFormat;
 use lathe_models::Stage;
 
-use super::{SAMPLE, output_error, rounded, sample, without_hessian};
+use super::{output_error, rounded, sample, without_hessian};
 use crate::{Context, Dense, Error, Stats, fold::divide};
 
 /// The scales of a stage's channels with the least error of the outputs of `linears`; all 1 where
@@ -12,7 +12,7 @@ pub(super) fn search(
     stats: &Stats,
     cx: &Context<'_>,
 ) -> Result<Vec<f32>, Error> {
-    let samples: Vec<_> = linears.iter().map(|(w, format)| (sample(w, SAMPLE), *format)).collect();
+    let samples: Vec<_> = linears.iter().map(|(w, format)| (sample(w), *format)).collect();
     let search = Search {
         inputs: logs(&by_channel(stage, &stats.mean_abs)),
         weights: logs(&by_channel(stage, &magnitudes(linears))),
