@@ -107,14 +107,18 @@ impl Card {
         let _ = writeln!(text, "{base}, quantized by Lathe {version}.\n");
         text += "| | |\n|---|---|\n";
         let layout = self.layout.map_or("GGUF", Layout::name);
+        let format = format!("{}, stored as {layout}", self.format);
+        let bits = format!("{:.2}, everything included", self.bits_per_weight);
         for (label, value) in [
-            ("Method", self.method.as_str()),
-            ("Format", &format!("{}, stored as {layout}", self.format)),
-            ("Calibration data", self.data.as_deref().unwrap_or("none")),
-            ("Bits per weight", &format!("{:.2}, everything included", self.bits_per_weight)),
-            ("Size", &self.size.to_string()),
+            ("Method", Some(self.method.as_str())),
+            ("Format", Some(format.as_str())),
+            ("Calibration data", self.data.as_deref()),
+            ("Bits per weight", Some(bits.as_str())),
+            ("Size", Some(self.size.to_string().as_str())),
         ] {
-            let _ = writeln!(text, "| {label} | {} |", cell(value));
+            if let Some(value) = value {
+                let _ = writeln!(text, "| {label} | {} |", cell(value));
+            }
         }
         text += &self.figures();
         text += &self.how_to_run();
@@ -125,7 +129,7 @@ impl Card {
     pub fn gguf(&self) -> Metadata {
         let mut all = Metadata::new();
         let mut set = |key: &str, value: &str| all.set(key, Value::String(value.to_owned()));
-        set("general.quantized_by", concat!("lathe ", env!("CARGO_PKG_VERSION")));
+        set("general.quantized_by", concat!("Lathe ", env!("CARGO_PKG_VERSION")));
         let mut about = format!("{} by {}", self.format, self.method);
         if let Some(data) = &self.data {
             about += &format!(", calibrated on {data}");

@@ -67,7 +67,7 @@ fn a_name_that_is_no_id_or_would_break_yaml_stays_out_of_the_front_matter() {
 #[test]
 fn a_gguf_is_told_the_same() {
     let all = card(None, "q4_0").gguf();
-    assert!(all.str("general.quantized_by").unwrap().starts_with("lathe "));
+    assert!(all.str("general.quantized_by").unwrap().starts_with("Lathe "));
     assert_eq!(all.u64("general.base_model.count"), Some(1));
     assert_eq!(all.str("general.base_model.0.name"), Some("name"));
     assert_eq!(all.str("general.base_model.0.organization"), Some("org"));

@@ -2,7 +2,7 @@ use std::{path::Path, time::Instant};
 
 use lathe_base::{Bytes, Progress, Seconds};
 use lathe_files::{
-    Checkpoint, FolderPlan, Imatrix, Writer,
+    Card, Checkpoint, FolderPlan, Imatrix, Writer,
     gguf::{Metadata, Value as GgufValue},
     gguf_bytes, weights_bytes, write_folder, write_gguf,
 };
@@ -15,6 +15,7 @@ use crate::{
     Coded, Done, Error, Needs, Plan, Planned, Quantizer, Rtn, Search, Stats, Summary, Target,
     Weights,
     fingerprint::fingerprint,
+    made::Made,
     measure::{Deviation, deviation},
     mix_by_name,
     recipe::is_dense,
@@ -65,7 +66,7 @@ pub fn quantize(job: &Job<'_>, progress: &dyn Progress) -> Result<Summary, Error
     for note in &job.plan.notes {
         progress.note(note);
     }
-    let mut writer = job.writer(&fingerprint(job))?;
+    let mut writer = job.writer(&fingerprint(job), Made::of(job))?;
     let resumed = writer.done();
     if resumed > 0 {
         progress.note(&format!("{resumed} tensors are there from an interrupted run"));
@@ -90,17 +91,19 @@ pub fn quantize(job: &Job<'_>, progress: &dyn Progress) -> Result<Summary, Error
 }
 
 impl Job<'_> {
-    pub(crate) fn writer(&self, fingerprint: &str) -> Result<Box<dyn Writer>, Error> {
+    pub(crate) fn writer(&self, fingerprint: &str, made: Made) -> Result<Box<dyn Writer>, Error> {
+        let card = made.card(self);
         let (path, replace) = (self.out, self.replace);
         let target = lathe_files::Target { path, replace, fingerprint };
         let plan: Vec<_> = self.plan.tensors.iter().map(Planned::for_file).collect();
         Ok(match self.plan.target {
-            Target::Gguf => write_gguf(target, &self.metadata(), &plan)?,
+            Target::Gguf => write_gguf(target, &self.metadata(card.as_ref()), &plan)?,
             Target::SafeTensors => {
                 let checkpoint = self.checkpoint;
                 let (config, sides) = (&self.config(), &checkpoint.folder);
                 let folder = FolderPlan::new(config, sides, &plan);
-                write_folder(target, FolderPlan { layout: self.plan.layout, ..folder })?
+                let (layout, card) = (self.plan.layout, card.map(|card| card.markdown()));
+                write_folder(target, FolderPlan { layout, card: card.as_deref(), ..folder })?
             }
         })
     }
@@ -119,7 +122,10 @@ impl Job<'_> {
     pub(crate) fn length(&self) -> Result<Bytes, Error> {
         let plan: Vec<_> = self.plan.tensors.iter().map(Planned::for_file).collect();
         Ok(match self.plan.target {
-            Target::Gguf => gguf_bytes(self.out, &self.metadata(), &plan)?,
+            Target::Gguf => {
+                let card = Made::of(self).card(self);
+                gguf_bytes(self.out, &self.metadata(card.as_ref()), &plan)?
+            }
             Target::SafeTensors => {
                 let (config, sides) = (&self.config(), &self.checkpoint.folder);
                 let folder = FolderPlan::new(config, sides, &plan);
@@ -209,7 +215,7 @@ impl Job<'_> {
     }
 
     /// The GGUF's metadata: the source's own where it is a GGUF, else made of the model.
-    fn metadata(&self) -> Metadata {
+    fn metadata(&self, card: Option<&Card>) -> Metadata {
         let mut all = match &self.checkpoint.gguf {
             Some(own) => {
                 let mut kept = Metadata::new();
@@ -226,6 +232,12 @@ impl Job<'_> {
                 made
             }
         };
+        for (key, value) in card.map(Card::gguf).unwrap_or_default().iter() {
+            // What the source says of itself comes first, but for who made this file.
+            if all.get(key).is_none() || key == "general.quantized_by" {
+                all.set(key, value.clone());
+            }
+        }
         if let Some(file_type) = file_type(self.plan) {
             all.set("general.file_type", GgufValue::U32(file_type));
         }

@@ -17,6 +17,7 @@ mod gptq;
 mod job;
 mod linalg;
 mod loss;
+mod made;
 mod measure;
 mod method;
 pub mod mix;

@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     Calibration, Done, Error, Job, Needs, Plan, Planned, Summary, Transform,
     fingerprint::{fingerprint, hex},
+    made::Made,
 };
 
 pub use estimate::Estimate;
@@ -182,7 +183,9 @@ impl<'a> Run<'a> {
         let room = Room { tokens: estimate.tokens, sequences };
         let runner = LayerRunner::new(spec, room, job.threads)?;
         let fingerprint = calibrated.fingerprint();
-        let writer = job.writer(&fingerprint)?;
+        let about = &calibrated.calibration.about;
+        let made = Made::calibrated(job, calibrated.transforms, about);
+        let writer = job.writer(&fingerprint, made)?;
         let resumed = writer.done();
         // The newest layer whose predecessors are all written.
         let newest = job.plan.tensors.get(resumed).map_or(usize::MAX, |next| place(next).0);

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Error, Input, Job, Overrides, Plan, Planned, Recipe, Summary, fingerprint::fingerprint,
-    fingerprint::hex,
+    fingerprint::hex, made::Made,
 };
 
 /// How large the result may be.
@@ -193,7 +193,7 @@ fn write(
     probe: &mut ModelProbe<'_>,
     progress: &dyn Progress,
 ) -> Result<Summary, Error> {
-    let mut writer = job.writer(mark)?;
+    let mut writer = job.writer(mark, Made::of(job))?;
     let resumed = writer.done();
     let total = job.plan.bytes().0;
     let (mut at, mut tensors, mut notes) = (0, Vec::new(), job.plan.notes.clone());

@@ -175,10 +175,13 @@ fn tensors(checkpoint: &Checkpoint) -> Vec<TensorFacts> {
     let places: HashMap<String, usize> =
         list.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
     for (name, stored) in checkpoint.tensors.iter() {
-        // The parts of a quantized weight are named after it: `x.weight.absmax`, `x.weight_scale`.
+        // The parts of a quantized weight are named after it or its module: `x.weight.absmax`,
+        // `x.weight_scale`, `x.qweight`.
         let owner =
             std::iter::successors(Some(name), |rest| rest.rfind(['.', '_']).map(|at| &rest[..at]))
-                .find_map(|prefix| places.get(prefix));
+                .find_map(|prefix| {
+                    places.get(prefix).or_else(|| places.get(&format!("{prefix}.weight")))
+                });
         if let Some(&owner) = owner {
             list[owner].bytes += stored.data.len() as u64;
         }
