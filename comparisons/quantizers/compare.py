@@ -232,12 +232,14 @@ def page(args, results):
         "divergence from the unquantized model in nats per token on held-out text, computed by the",
         "same engine in f32 for both files, with 95 % intervals over documents. The ratio is ours",
         "over theirs, paired by document: below 1, Lathe's file is closer to the original. Bytes are",
-        "of the weight files; seconds and peak memory of the whole process that made them, on this",
-        f"machine: {args.machine}.",
+        "of the weight files.",
         "",
         f"Calibration: {args.samples} texts of at most {args.length} tokens, the same for all.",
         "",
     ]
+    if args.times:
+        text += ["Seconds and peak memory are of the whole process that made a file, on this machine:"]
+        text += [f"{args.machine}.", ""]
     for note in args.note:
         text += [note, ""]
     for model in dict.fromkeys(r["model"] for r in results):
@@ -246,21 +248,24 @@ def page(args, results):
         if good:
             kl = good[0]["kl"]
             text += [f"## {model}", "", f"{kl['documents']} documents, {kl['tokens']} tokens.", ""]
-        text += [
-            "| peer | its file | ours | KL theirs | KL ours | ratio | bytes theirs / ours "
-            "| seconds theirs / ours | peak MiB theirs / ours |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
+        header = "| peer | its file | ours | KL theirs | KL ours | ratio | bytes theirs / ours |"
+        rule = "|---|---|---|---|---|---|---|"
+        if args.times:
+            header += " seconds theirs / ours | peak MiB theirs / ours |"
+            rule += "---|---|"
+        text += [header, rule]
         for r in good:
             kl, took = r["kl"], r["took"]
             ours, theirs = took["ours"], took["theirs"]
-            text.append(
+            line = (
                 f"| {r['peer']} | {r['name']} | {r['ours']} | {figure(kl['theirs'])} "
                 f"| {figure(kl['ours'])} | {figure(kl['ratio'], 3)} "
-                f"| {theirs['bytes']:,} / {ours['bytes']:,} "
-                f"| {theirs['seconds']:.1f} / {ours['seconds']:.1f} "
-                f"| {theirs['peak'] >> 20} / {ours['peak'] >> 20} |"
+                f"| {theirs['bytes']:,} / {ours['bytes']:,} |"
             )
+            if args.times:
+                line += f" {theirs['seconds']:.1f} / {ours['seconds']:.1f} "
+                line += f"| {theirs['peak'] >> 20} / {ours['peak'] >> 20} |"
+            text.append(line)
         failed = [r for r in rows if "failed" in r]
         text += [""] + [f"- {r['peer']} {r['name']} / {r['ours']}: {r['failed']}" for r in failed]
         text.append("")
@@ -283,6 +288,8 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--gguf-type", default="f32", help="what llama-quantize starts from")
     parser.add_argument("--work", default="comparison")
+    parser.add_argument("--no-times", dest="times", action="store_false",
+                        help="leave seconds and memory out, where other programs ran beside")
     parser.add_argument("--machine", default=os.uname().machine)
     parser.add_argument("--note", action="append", default=[], help="a line for the page")
     parser.add_argument("--page", help="where to write the table")

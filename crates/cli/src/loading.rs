@@ -1,9 +1,9 @@
 //! What an engine would be given, described for the rules of `lathe-preflight`.
 
-use lathe_files::{Checkpoint, Container};
+use lathe_files::{Checkpoint, Container, Layout};
 use lathe_models::{Kind, Model, Part, Role};
 use lathe_preflight::{Artifact, Matrix, Split};
-use lathe_quantizers::{Plan, Planned, Target};
+use lathe_quantizers::{Plan, Target};
 use serde_json::Value;
 
 /// A model's files as they are.
@@ -44,7 +44,11 @@ pub(crate) fn planned(model: &Model, checkpoint: &Checkpoint, plan: &Plan) -> Ar
         .collect();
     let layout = match plan.target {
         Target::Gguf => "gguf",
-        Target::SafeTensors => plan.tensors.iter().find_map(layout).unwrap_or("plain"),
+        Target::SafeTensors if matrices.iter().all(Matrix::is_dense) => "plain",
+        Target::SafeTensors => match plan.layout {
+            Layout::GptqV2 => "gptq_v2",
+            layout => layout.name(),
+        },
     };
     // Lathe keeps groups contiguous, whatever the order in which columns were coded.
     artifact(model, checkpoint, layout.to_owned(), false, matrices)
@@ -89,15 +93,6 @@ fn split(role: Role) -> Split {
         Role::Layer(_, Part::Out | Part::Down) => Split::Cols,
         Role::Layer(..) => Split::Rows,
         _ => Split::Outside,
-    }
-}
-
-/// The layout that a folder's quantized tensors will have.
-fn layout(planned: &Planned) -> Option<&'static str> {
-    match planned.format.name() {
-        "f32" | "f16" | "bf16" => None,
-        name if name.starts_with("nf4") || name.starts_with("fp4") => Some("bitsandbytes"),
-        _ => Some("compressed-tensors"),
     }
 }
 
