@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lathe_base::Progress;
+use lathe_base::{Bytes, Progress};
 use lathe_files::{Checkpoint, gguf::Metadata};
 use lathe_quantizers::{
     About, Calibrated, Calibration, Job, Plan, Summary, Target, Weights, quantize,
@@ -33,7 +33,30 @@ impl Making<'_> {
     pub(crate) fn carry_out(&self, progress: &dyn Progress) -> anyhow::Result<Summary> {
         let (tokenizer, notes) = self.tokenizer()?;
         let about = About { name: self.name.to_owned(), tokenizer };
-        let job = Job {
+        let job = self.job(&about);
+        let mut summary = match self.how.by_layer() {
+            true => self.with_calibration(job, |calibrated| {
+                Ok(quantize_calibrated(calibrated, progress)?)
+            })?,
+            false => quantize(&job, progress)?,
+        };
+        summary.notes.extend(notes);
+        Ok(summary)
+    }
+
+    /// The most memory that the job takes, estimated.
+    pub(crate) fn peak(&self) -> anyhow::Result<Bytes> {
+        let about = About { name: self.name.to_owned(), tokenizer: Metadata::new() };
+        match self.how.by_layer() {
+            true => self.with_calibration(self.job(&about), |calibrated| {
+                Ok(calibrated.estimate()?.peak)
+            }),
+            false => Ok(self.plan.largest()),
+        }
+    }
+
+    fn job<'b>(&'b self, about: &'b About) -> Job<'b> {
+        Job {
             checkpoint: self.checkpoint,
             weights: self.weights,
             plan: self.plan,
@@ -43,26 +66,23 @@ impl Making<'_> {
             imatrix: self.how.imatrix.as_ref(),
             threads: self.threads,
             measure: self.measure,
-            about: &about,
-        };
-        let mut summary = match self.how.by_layer() {
-            true => self.by_layer(job, progress)?,
-            false => quantize(&job, progress)?,
-        };
-        summary.notes.extend(notes);
-        Ok(summary)
+            about,
+        }
     }
 
-    fn by_layer(&self, job: Job<'_>, progress: &dyn Progress) -> anyhow::Result<Summary> {
+    fn with_calibration<T>(
+        &self,
+        job: Job<'_>,
+        act: impl FnOnce(&Calibrated<'_>) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let nothing = Calibration::of(Vec::new(), "no texts");
-        let calibrated = Calibrated {
+        act(&Calibrated {
             job,
             transforms: &self.how.pipeline.transforms,
             calibration: self.how.calibration.as_ref().unwrap_or(&nothing),
             sequential: self.how.sequential,
             max_memory: self.how.max_memory,
-        };
-        Ok(quantize_calibrated(&calibrated, progress)?)
+        })
     }
 
     /// The tokenizer's keys, where a GGUF is made of a folder, and where llama.cpp may read a text

@@ -80,6 +80,7 @@ fn start(args: &OptimizeArgs, progress: &dyn Progress) -> anyhow::Result<(PathBu
         },
         data: args.measuring.data.as_deref().map(absolute),
         choices: args.measuring.choices.as_deref().map(absolute),
+        calibration: args.measuring.calibration.as_deref().map(absolute),
     };
     let context = shop::model_context(&source)?;
     let settings = settings(args, context)?;
@@ -246,5 +247,13 @@ fn announce(plan: &[Planned], progress: &dyn Progress) {
         }
     }
     let kept = plan.iter().filter(|p| p.dropped.is_none()).count();
-    progress.note(&format!("{kept} of {} configurations to make and measure", plan.len()));
+    let made = || plan.iter().filter(|p| p.dropped.is_none()).map(|p| p.make);
+    let time: f64 = made().map(|cost| cost.time.0).sum();
+    let memory = made().map(|cost| cost.memory).max().unwrap_or_default();
+    progress.note(&format!(
+        "{kept} of {} configurations to make and measure; making them takes about {} and {memory} \
+         of memory",
+        plan.len(),
+        Seconds(time)
+    ));
 }

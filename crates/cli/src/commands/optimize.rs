@@ -114,6 +114,10 @@ pub(crate) struct Measuring {
     /// [default: sixty short stories]
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
+    /// Texts for methods that calibrate: a file, or JSONL with `text` or `messages`
+    /// [default: built-in texts of many kinds]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibration: Option<PathBuf>,
     /// Multiple-choice items, JSONL with `context`, `choices`, `answer`
     /// [default: 300 items for the demo model, none for others]
     #[arg(long, value_name = "FILE")]

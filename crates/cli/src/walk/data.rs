@@ -15,6 +15,8 @@ pub(crate) struct Source {
     /// The built-in stories where `None`.
     pub(crate) data: Option<PathBuf>,
     pub(crate) choices: Option<PathBuf>,
+    /// What methods calibrate with; the built-in texts where `None`.
+    pub(crate) calibration: Option<PathBuf>,
 }
 
 impl Source {

@@ -1,33 +1,59 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 
 use anyhow::Context;
 use lathe_api::{Engine, Event, Flow, Request, Sampling};
-use lathe_base::Progress;
+use lathe_base::{Progress, Seconds, Silent};
 use lathe_eval::{
     ChoicesRaw, CompareOptions, DataRaw, Encoder, QualityRaw, Subject, compare, score_choices,
 };
 use lathe_files::Checkpoint;
-use lathe_models::{Kind, Model, Spec};
+use lathe_kernels::{Matrix, Pool, matmul};
+use lathe_models::{Kind, Located, Model, Spec};
 use lathe_optimize::{
     Candidate, Coding, Cost, EngineOrder, Made, ModelFacts, Settings, Sizes, Workshop, sha256,
     size_of,
 };
-use lathe_quantizers::{Plan, Stored, Target};
+use lathe_quantizers::{Calibration, Method, Needs, Plan, Stored, Target};
 use lathe_tokens::{Template, Tokenizer};
 
 use super::{
     data::{Data, Source},
     facts::model_hashes,
 };
-use crate::{commands::quantize::goal, how::How, making::Making, open};
+use crate::{
+    commands::{calibration::CalibrationArgs, quantize::goal},
+    how::How,
+    making::Making,
+    open,
+};
 
 /// How long the text is that every candidate writes for the eye.
 const SAMPLE_TOKENS: usize = 60;
+
+/// Rows whose coding is timed.
+const SAMPLE_ROWS: usize = 64;
+
+/// Operations a second of a product in f32, measured on the spot.
+fn arithmetic(threads: usize) -> f64 {
+    const SIZE: usize = 512;
+    let pool = Pool::new(threads);
+    let ones = vec![1.0f32; SIZE * SIZE];
+    let encoded = lathe_formats::by_name("f32").and_then(|f| f.encode(SIZE, SIZE, &ones, threads));
+    let Some(matrix) = encoded.ok().and_then(|blocks| Matrix::new(blocks).ok()) else {
+        return 1e9;
+    };
+    let mut out = vec![0.0; SIZE * SIZE];
+    // The first product wakes the threads.
+    matmul(&pool, &ones, SIZE, &matrix, &mut out);
+    let start = Instant::now();
+    matmul(&pool, &ones, SIZE, &matrix, &mut out);
+    2.0 * (SIZE * SIZE * SIZE) as f64 / start.elapsed().as_secs_f64().max(1e-6)
+}
 
 /// The longest sequence that a model was made for.
 pub(crate) fn model_context(source: &Source) -> anyhow::Result<usize> {
@@ -51,6 +77,7 @@ pub(crate) struct Shop {
     model: Model,
     tokenizer: Arc<Tokenizer>,
     name: String,
+    calibration: OnceLock<Calibration>,
     pub(crate) data: Data,
 }
 
@@ -74,7 +101,8 @@ impl Shop {
         } else {
             source.model.file_stem().unwrap_or_default().to_string_lossy().into_owned()
         };
-        Ok(Self { source, settings, checkpoint, model, tokenizer, name, data })
+        let calibration = OnceLock::new();
+        Ok(Self { source, settings, checkpoint, model, tokenizer, name, calibration, data })
     }
 
     pub(crate) fn spec(&self) -> &Spec {
@@ -166,12 +194,83 @@ impl Shop {
         let table: u64 = plan.tensors.iter().filter(unread).map(|t| t.bytes().0).sum();
         let read = lathe_base::Bytes(plan.bytes().0 - table);
         let bits_per_weight = plan.bits_per_weight();
-        Ok(Sizes { weights: plan.bytes(), read, bits_per_weight, make: Cost::default() })
+        let make = self.cost(coding, &plan).map_err(|error| format!("{error:#}"))?;
+        Ok(Sizes { weights: plan.bytes(), read, bits_per_weight, make })
     }
 
     fn plan(&self, coding: &Coding) -> Result<Plan, String> {
         let recipe = goal(&coding.format)?.recipe().map_err(|error| format!("{error:#}"))?;
         Plan::new(&self.model, &self.checkpoint, &recipe).map_err(|error| error.to_string())
+    }
+
+    /// How a candidate's codes are chosen.
+    fn how(&self, coding: &Coding, progress: &dyn Progress) -> anyhow::Result<How> {
+        let method = Method::by_name(&coding.method)
+            .with_context(|| format!("there is no method `{}`", coding.method))?;
+        let pipeline = (method.make)(&lathe_quantizers::Settings::default())?;
+        let calibration = match pipeline.needs() {
+            Needs::Nothing => None,
+            _ => Some(self.calibration(progress)?.clone()),
+        };
+        Ok(How { pipeline, calibration, ..How::nearest() })
+    }
+
+    /// What is calibrated with: drawn once, the same for all.
+    fn calibration(&self, progress: &dyn Progress) -> anyhow::Result<&Calibration> {
+        if let Some(drawn) = self.calibration.get() {
+            return Ok(drawn);
+        }
+        let texts = self.source.calibration.clone();
+        let args = CalibrationArgs { calibration: texts, samples: None, length: None, seed: 0 };
+        let drawn = args.draw(&self.checkpoint, &self.model, progress)?;
+        Ok(self.calibration.get_or_init(|| drawn))
+    }
+
+    /// What making a candidate takes: its formats are timed on a few rows of the model itself,
+    /// calibration is counted in operations at the rate that is measured here.
+    fn cost(&self, coding: &Coding, plan: &Plan) -> anyhow::Result<Cost> {
+        let rate = self.seconds_per_weight(plan)?;
+        let time = rate * plan.parameters() as f64;
+        let memory = plan.largest();
+        let how = self.how(coding, &Silent)?;
+        let Some(calibration) = how.calibration.as_ref().filter(|_| how.by_layer()) else {
+            return Ok(Cost { time: Seconds(time), memory });
+        };
+        let tokens = calibration.about.tokens as f64;
+        let linears = plan.tensors.iter().filter(|tensor| tensor.kind == Kind::Linear);
+        let operations: f64 = linears
+            .map(|tensor| {
+                let (rows, cols) = (tensor.rows as f64, tensor.cols as f64);
+                // Two passes of the tokens, the products of inputs, and the codes' own errors.
+                2.0 * tokens * rows * cols * 2.0 + tokens * cols * cols / 2.0 + rows * cols * cols
+            })
+            .sum();
+        let time = time + operations / arithmetic(self.settings.threads);
+        let making = Making {
+            checkpoint: &self.checkpoint,
+            weights: &Stored { model: &self.model, checkpoint: &self.checkpoint },
+            plan,
+            name: &self.name,
+            out: Path::new(""),
+            how: &how,
+            threads: self.settings.threads,
+            replace: false,
+            measure: false,
+        };
+        Ok(Cost { time: Seconds(time), memory: making.peak()? })
+    }
+
+    /// Seconds that coding one weight takes, by doing it with a few rows.
+    fn seconds_per_weight(&self, plan: &Plan) -> anyhow::Result<f64> {
+        let fits = |located: &&Located| {
+            located.weight.kind == Kind::Linear && plan.format.check(located.weight.cols).is_ok()
+        };
+        let Some(located) = self.model.weights.iter().find(fits) else { return Ok(0.0) };
+        let rows = located.weight.rows.min(SAMPLE_ROWS);
+        let sample = self.model.load(&self.checkpoint, located)?.slice_rows(0..rows)?;
+        let start = Instant::now();
+        sample.convert(plan.format, self.settings.threads)?;
+        Ok(start.elapsed().as_secs_f64() / (rows * located.weight.cols) as f64)
     }
 
     /// What the reader of the report should know of the choice of texts.
@@ -213,7 +312,7 @@ impl Workshop for Shop {
             plan: &plan,
             name: &self.name,
             out: &path,
-            how: &How::nearest(),
+            how: &self.how(coding, progress).map_err(|error| format!("{error:#}"))?,
             threads: self.settings.threads,
             // What lies there is a candidate whose record was lost: an interrupted run's.
             replace: true,
