@@ -48,9 +48,8 @@ impl Making<'_> {
     pub(crate) fn peak(&self) -> anyhow::Result<Bytes> {
         let about = About { name: self.name.to_owned(), tokenizer: Metadata::new() };
         match self.how.by_layer() {
-            true => self.with_calibration(self.job(&about), |calibrated| {
-                Ok(calibrated.estimate()?.peak)
-            }),
+            true => self
+                .with_calibration(self.job(&about), |calibrated| Ok(calibrated.estimate()?.peak)),
             false => Ok(self.plan.largest()),
         }
     }
