@@ -76,7 +76,7 @@ pub(crate) fn native(checkpoint: &Checkpoint, order: &EngineOrder) -> anyhow::Re
     Ok(Native::load(checkpoint, tokenizer(checkpoint)?, &options)?)
 }
 
-fn kv(name: &str) -> anyhow::Result<KvType> {
+pub(crate) fn kv(name: &str) -> anyhow::Result<KvType> {
     KvType::by_name(name).with_context(|| {
         let all = KvType::NAMES.join(", ");
         format!("--kv: there is no KV cache type `{name}`; choose one of {all}")

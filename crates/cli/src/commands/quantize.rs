@@ -1,10 +1,12 @@
+mod budget;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::ArgPredicate};
 use lathe_base::{Bytes, Progress};
 use lathe_files::{Checkpoint, Imatrix, Layout};
 use lathe_formats::AnyFormat;
@@ -35,7 +37,11 @@ pub(crate) struct QuantizeArgs {
     model: String,
     /// Format of the matrices inside the layers, or one of llama.cpp's mixes
     #[arg(long, value_name = "FORMAT", value_parser = goal)]
+    #[arg(required_unless_present_any = ["budget", "bpw"])]
+    #[arg(default_value_ifs = [("budget", ArgPredicate::IsPresent, "q8_0"), ("bpw", ArgPredicate::IsPresent, "q8_0")])]
     to: Goal,
+    #[command(flatten)]
+    budget: budget::BudgetArgs,
     /// File (GGUF) or folder to make [default: the model's name and the format, here]
     #[arg(short, long, value_name = "PATH")]
     out: Option<PathBuf>,
@@ -98,6 +104,7 @@ Examples:
   lathe quantize demo --to bf16 --container gguf -o demo.gguf
   lathe quantize ./Qwen2.5-1.5B --to int4_g128 --method gptq --max-memory 4GiB
   lathe quantize ./Qwen2.5-1.5B --to int4_g128 --method gptq --calibration chats.jsonl --rotate
+  lathe quantize ./Qwen2.5-1.5B --budget 1GiB --calibration chats.jsonl -o qwen-1g.gguf
   lathe quantize ./Qwen2.5-1.5B --to q4_k_m --imatrix qwen.imatrix.gguf -o qwen-q4_k_m.gguf
 
 Formats: f32, f16, bf16; int8, int8_tensor, int{2,3,4,8}[_asym]_{g32,g64,g128,row}[_f16] such as
@@ -162,6 +169,9 @@ struct Quantized<'a> {
 }
 
 pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> {
+    if args.budget.budget().is_some() {
+        return budget::run(&args, global);
+    }
     let bar = ui::Bar::new(global.quiet);
     let checkpoint = open::checkpoint(&args.model, &bar)?;
     let model = Model::read(&checkpoint).with_context(|| args.model.clone())?;
@@ -262,7 +272,7 @@ impl QuantizeArgs {
             embeddings: self.embeddings,
             head: self.head,
             pure: self.pure,
-            tensors: Overrides { rules: self.tensors.clone(), ..Overrides::default() },
+            tensors: Overrides { rules: self.tensors.clone(), exact: self.budget.exact()? },
             target: asked.or(by_name).or(usual.target).or(folder),
             layout: self.layout.unwrap_or_default(),
             ..usual
