@@ -20,11 +20,13 @@ use serde::Serialize;
 use super::{QuantizeArgs, format, stem};
 use crate::{
     args::Global,
-    commands::{optimize::at_least_one, system::default_threads},
+    commands::{calibration::CalibrationArgs, optimize::at_least_one, system::default_threads},
     exit::Ended,
     open, ui,
 };
 
+/// Sequences that are measured on where nobody says otherwise.
+const USUAL_SAMPLES: usize = 16;
 /// Memory for the products of inputs.
 const MOST_HESSIANS: u64 = 4 << 30;
 
@@ -104,7 +106,10 @@ pub(super) fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<Ended>
     let plan = Plan::new(&model, &checkpoint, &recipe)?;
     let out = args.out.clone().context("-o: say what file or folder to make")?;
     args.check_out(&out, &checkpoint, &plan)?;
-    let calibration = args.calibration.draw(&checkpoint, &model, &bar)?;
+    // Every measurement runs all of them.
+    let samples = args.calibration.samples.or(Some(USUAL_SAMPLES));
+    let drawn = CalibrationArgs { samples, ..args.calibration.clone() };
+    let calibration = drawn.draw(&checkpoint, &model, &bar)?;
     let tokenizer = match plan.target == Target::Gguf && checkpoint.gguf.is_none() {
         true => open::tokenizer(&checkpoint)?.export(model.spec.vocab)?.metadata,
         false => Metadata::new(),
