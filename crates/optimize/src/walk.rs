@@ -405,12 +405,12 @@ impl<'a> Walk<'a> {
             threads: settings.threads,
             context: settings.context.max(settings.workload.context()),
             batch: if trial { streams } else { 1 },
-            // The reference and its rounded twin are the model itself, without what a cache loses.
+            // The reference and its rounded twin are what candidates are compared with.
             kv: match precision {
                 Precision::Fast => {
                     planned.map_or_else(|| settings.kv.clone(), |p| p.candidate.kv.clone())
                 }
-                Precision::Exact | Precision::Bf16 => "f32".to_owned(),
+                Precision::Exact | Precision::Bf16 => settings.kv.clone(),
             },
             precision,
         }

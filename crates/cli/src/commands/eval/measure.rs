@@ -26,7 +26,11 @@ pub(crate) fn measure(
     progress: &dyn Progress,
 ) -> anyhow::Result<(QualityRaw, Vec<String>)> {
     let model = Opened::new(&args.model, args, progress)?;
-    let base = args.base.as_ref().map(|base| Opened::new(base, args, progress)).transpose()?;
+    let mut base = args.base.as_ref().map(|base| Opened::new(base, args, progress)).transpose()?;
+    // A quantized cache is the model's alone: the base's own loss would hide it.
+    if let Some(base) = base.as_mut().filter(|base| base.order.kv != "f32") {
+        base.order.kv = "f16".to_owned();
+    }
     let mut notes = Vec::new();
     let (mut texts, choices) = material(args, &model, &mut notes)?;
     let context = base.iter().map(|base| base.order.context).fold(model.order.context, usize::min);
