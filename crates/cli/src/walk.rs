@@ -157,13 +157,14 @@ fn settings(args: &OptimizeArgs, model_context: usize) -> anyhow::Result<Setting
     streams.push(needs.batch);
     streams.sort_unstable();
     streams.dedup();
+    let (kv, kvs) = measuring.kv();
     Ok(Settings {
         requirements: needs.requirements(),
         context,
         batch: needs.batch,
         threads: measuring.threads.unwrap_or_else(default_threads),
-        kv: measuring.kv.first().cloned().unwrap_or_else(|| "f16".to_owned()),
-        kvs: measuring.kv.iter().skip(1).cloned().collect(),
+        kv,
+        kvs,
         formats: measuring.formats()?,
         kv_for_all: measuring.chose_formats(),
         workload: Workload {

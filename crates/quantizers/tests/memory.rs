@@ -38,7 +38,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 #[test]
-fn memory_stays_below_three_times_the_largest_coded_tensor() {
+fn memory_stays_below_four_times_the_largest_coded_tensor() {
     let source = Source::sized(&Sizes { width: 512, feed_forward: 2048, layers: 9, tied: true });
     for format in ["q8_0", "int4_asym_g32", "nf4_dq", "f32"] {
         let case = Case::new(&source.path(), &recipe(format)).unwrap();
@@ -51,7 +51,7 @@ fn memory_stays_below_three_times_the_largest_coded_tensor() {
         let largest = case.plan.largest().0 as usize;
         // Headers, the journal, rows and sums beside the tensors.
         let small = 512 << 10;
-        assert!(peak < 3 * largest + small, "{format}: {peak} at the peak, largest {largest}");
+        assert!(peak < 4 * largest + small, "{format}: {peak} at the peak, largest {largest}");
         assert!(case.plan.bytes().0 as usize > 8 * largest, "the model is much larger than that");
     }
 }

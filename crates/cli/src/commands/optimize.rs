@@ -104,9 +104,9 @@ pub(crate) struct Measuring {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     formats: Vec<String>,
     /// Types of the KV cache: the first is every configuration's, further ones are tried on the
-    /// model as it came, and on --formats
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "f16,int8", value_parser = lathe_formats::KvType::NAMES)]
-    pub(crate) kv: Vec<String>,
+    /// model as it came, and on --formats [default: f16; without --formats also int8]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = lathe_formats::KvType::NAMES)]
+    kv: Vec<String>,
     /// Threads of the engine [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<usize>,
@@ -207,6 +207,16 @@ impl Measuring {
         }
         asked.dedup();
         Ok(asked)
+    }
+
+    /// The KV cache of every configuration, and further ones to try.
+    pub(crate) fn kv(&self) -> (String, Vec<String>) {
+        let owned = |name: &str| name.to_owned();
+        match self.kv.split_first() {
+            Some((first, rest)) => (first.clone(), rest.to_vec()),
+            None if self.chose_formats() => (owned("f16"), Vec::new()),
+            None => (owned("f16"), vec![owned("int8")]),
+        }
     }
 
     /// Whether the user chose the formats.

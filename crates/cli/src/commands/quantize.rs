@@ -37,7 +37,7 @@ pub(crate) struct QuantizeArgs {
     model: String,
     /// Format of the matrices inside the layers, or one of llama.cpp's mixes
     #[arg(long, value_name = "FORMAT", value_parser = goal)]
-    #[arg(required_unless_present_any = ["budget", "bpw"])]
+    #[arg(required = false, required_unless_present_any = ["budget", "bpw"])]
     #[arg(default_value_ifs = [("budget", ArgPredicate::IsPresent, "q8_0"), ("bpw", ArgPredicate::IsPresent, "q8_0")])]
     to: Goal,
     #[command(flatten)]
