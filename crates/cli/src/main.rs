@@ -45,12 +45,13 @@ fn main() -> ExitCode {
 }
 
 /// `RUST_LOG` decides; without it, `--verbose` shows what Lathe itself does.
+/// A chart's bar of no width is drawn as nothing: no warning of it.
 fn start_log(verbose: u8) {
     use tracing_subscriber::EnvFilter;
     let default = match verbose {
-        0 => "warn",
-        1 => "warn,lathe=info",
-        _ => "warn,lathe=debug",
+        0 => "warn,usvg=error",
+        1 => "warn,usvg=error,lathe=info",
+        _ => "warn,usvg=error,lathe=debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let colours = std::io::stderr().is_terminal();

@@ -123,7 +123,7 @@ fn wrong_command_lines_end_with_code_two_and_name_the_flag() {
         (&["generate", "demo", "a", "--logit-bias", "1"], "--logit-bias"),
         (&["generate", "demo", "a", "--threads", "0"], "--threads"),
         (&["generate", "demo", "a", "--kv", "q4"], "--kv"),
-        (&["quantize", "demo", "--to", "q9"], "q8_0, q5_0, q4_0"),
+        (&["quantize", "demo", "--to", "q9"], "there is no format `q9`"),
         (&["quantize", "demo"], "--to"),
         (&["eval", "demo", "--conventions", "mine"], "--conventions"),
         (&["eval", "demo", "--split", "pages"], "--split"),

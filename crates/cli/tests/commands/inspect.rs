@@ -56,17 +56,17 @@ fn a_model_without_a_template_says_what_it_needs() {
 #[test]
 fn formats_that_cannot_be_run_are_shown_with_a_warning() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("q4_1.gguf");
+    let path = folder.path().join("q8_1.gguf");
     std::fs::write(&path, tiny_gguf()).unwrap();
     let seen = json(&["inspect", super::text(&path)]);
-    assert_eq!(seen["formats"][0]["format"], "q4_1");
+    assert_eq!(seen["formats"][0]["format"], "q8_1");
     assert_eq!(seen["formats"][0]["runs"], false);
     assert_eq!(seen["spec"], Value::Null);
     let warnings = seen["warnings"].to_string();
-    assert!(warnings.contains("q4_1") && warnings.contains("tokenizer"), "{warnings}");
+    assert!(warnings.contains("q8_1") && warnings.contains("tokenizer"), "{warnings}");
 }
 
-/// A GGUF with one Q4_1 tensor, of a family that does not exist.
+/// A GGUF with one Q8_1 tensor, of a family that does not exist.
 fn tiny_gguf() -> Vec<u8> {
     const NUMBERS: [&str; 5] = [
         "embedding_length",
@@ -95,8 +95,8 @@ fn tiny_gguf() -> Vec<u8> {
     file.extend(2u32.to_le_bytes());
     file.extend(32u64.to_le_bytes());
     file.extend(4u64.to_le_bytes());
-    file.extend(3u32.to_le_bytes());
+    file.extend(9u32.to_le_bytes());
     file.extend(0u64.to_le_bytes());
-    file.resize(file.len().next_multiple_of(32) + 4 * 20, 0);
+    file.resize(file.len().next_multiple_of(32) + 4 * 36, 0);
     file
 }
