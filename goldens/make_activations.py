@@ -2,7 +2,8 @@
 
     python make_activations.py
 
-writes activations/golden.json: inputs and results as the bits of f32.
+writes activations/golden.json, inputs and results as the bits of f32, and activations/llm-int8/, a checkpoint by
+bitsandbytes with its logits (from archs/llama, which has to be there).
 """
 
 import json
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import bitsandbytes  # noqa: F401  (registers its operations)
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
@@ -19,6 +22,8 @@ import versions
 HERE = Path(__file__).parent / "activations"
 THRESHOLD = 6.0
 STATIC_SCALE = 0.013
+# Low enough that a model with random weights has outliers.
+MODEL_THRESHOLD = 1.5
 
 
 def bits(x: torch.Tensor) -> list[int]:
@@ -33,6 +38,25 @@ def llm_int8(x: torch.Tensor, codes: torch.Tensor, absmax: torch.Tensor) -> torc
         out, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(token, coded, codes, scales, absmax, columns, None)
         rows.append(out)
     return torch.cat(rows)
+
+
+def write_model() -> None:
+    """Logits of tokens that are fed one at a time."""
+    source, folder = HERE.parent / "archs" / "llama", HERE / "llm-int8"
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=MODEL_THRESHOLD)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, quantization_config=config, dtype=torch.float32, attn_implementation="eager", device_map="cpu")
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    ids = load_file(source / "logits.safetensors")["input_ids"]
+    cache, rows = None, []
+    with torch.no_grad():
+        for token in ids.split(1):
+            out = model(token[None], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            rows.append(out.logits[0].float())
+    save_file({"input_ids": ids, "logits": torch.cat(rows).contiguous()}, folder / "logits.safetensors",
+              metadata=versions.of("transformers", "bitsandbytes", "torch"))
 
 
 def main() -> None:
@@ -67,6 +91,7 @@ def main() -> None:
     }
     HERE.mkdir(exist_ok=True)
     (HERE / "golden.json").write_text(json.dumps(golden) + "\n")
+    write_model()
 
 
 if __name__ == "__main__":

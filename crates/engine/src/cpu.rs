@@ -3,8 +3,8 @@ use std::{ops::Range, sync::Arc};
 use lathe_base::bf16;
 use lathe_formats::Blocks;
 use lathe_kernels::{
-    Activation, Attention, KvPages, KvShape, Matrix, Norm, Pool, Precision, Rope, RopeStyle, Span,
-    isa_name,
+    Activation, Attention, Inputs, KvPages, KvShape, Matrix, Norm, Pool, Precision, Rope,
+    RopeStyle, Span, isa_name,
 };
 use lathe_models::{Act, Layout};
 
@@ -18,6 +18,7 @@ pub(crate) struct Cpu {
     pub(crate) pool: Arc<Pool>,
     precision: Precision,
     rounding: Rounding,
+    inputs: Inputs,
 }
 
 /// A matrix on the processor.
@@ -48,7 +49,14 @@ const HEAD_MULTIPLE: usize = 16;
 
 impl Cpu {
     pub(crate) fn new(threads: usize, precision: Precision, rounding: Rounding) -> Self {
-        Self { pool: Arc::new(Pool::new(threads)), precision, rounding }
+        let pool = Arc::new(Pool::new(threads));
+        Self { pool, precision, rounding, inputs: Inputs::Own }
+    }
+
+    /// The same with a scheme for the inputs of coded weights.
+    pub(crate) fn with_inputs(mut self, inputs: Inputs) -> Self {
+        self.inputs = inputs;
+        self
     }
 
     /// Rounds the result of an operation as the options ask.
@@ -86,7 +94,11 @@ impl Backend for Cpu {
         Ok(match used {
             Use::Table => CpuWeight::Table(blocks),
             Use::Product | Use::TableAndProduct => {
-                CpuWeight::Matrix(Matrix::with(blocks, self.precision, &self.pool)?)
+                // What is stored in full precision the scheme has left out.
+                let dense = ["f32", "f16", "bf16"].contains(&blocks.format.name());
+                let inputs = if dense { Inputs::Own } else { self.inputs };
+                let matrix = Matrix::with(blocks, self.precision, &self.pool)?;
+                CpuWeight::Matrix(matrix.with_inputs(inputs))
             }
         })
     }

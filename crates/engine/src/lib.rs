@@ -17,9 +17,10 @@ mod pages;
 mod reader;
 mod runner;
 mod sampler;
+mod scheme;
 mod scorer;
 
 pub use error::Error;
-pub use lathe_kernels::{KvType, Precision};
+pub use lathe_kernels::{Inputs, KvType, Precision};
 pub use native::{Native, Options, Rounding};
 pub use runner::{Entry, LayerRunner, Linears, Output, Room, Sequences, Source};

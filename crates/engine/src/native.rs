@@ -3,7 +3,7 @@ use std::{fmt, sync::Arc};
 use lathe_api::{Caps, Engine, Event, Flow, Info, Request, Scorer, Usage};
 use lathe_files::Checkpoint;
 use lathe_formats::Blocks;
-use lathe_kernels::{KvType, PAGE_TOKENS, Precision};
+use lathe_kernels::{Inputs, KvType, PAGE_TOKENS, Precision};
 use lathe_models::{Model, Spec, Weight};
 use lathe_tokens::Tokenizer;
 
@@ -14,6 +14,7 @@ use crate::{
     cpu::Cpu,
     executor::{Executor, Room},
     network::Network,
+    scheme,
     scorer::NativeScorer,
 };
 
@@ -37,6 +38,9 @@ pub struct Options {
     pub kv: KvType,
     /// The arithmetic of products with coded weights.
     pub precision: Precision,
+    /// What coded weights are multiplied with; by default what the checkpoint is made for, as its
+    /// `quantization_config` says (W8A8, LLM.int8(), FP8).
+    pub inputs: Option<Inputs>,
     /// What the result of every operation is rounded to.
     pub rounding: Rounding,
     /// Sequences that are decoded together; the cache has room for as many of full length.
@@ -67,6 +71,7 @@ impl Default for Options {
             context: None,
             kv: KvType::F16,
             precision: Precision::Fast,
+            inputs: None,
             rounding: Rounding::None,
             batch: 1,
             chunk: 256,
@@ -98,7 +103,9 @@ impl Native {
             })?;
             Ok(model.load(checkpoint, found)?)
         };
-        let native = Self::from_weights(model.spec.clone(), source, options);
+        let inputs = options.inputs.unwrap_or_else(|| scheme::inputs(&checkpoint.config));
+        let options = Options { inputs: Some(inputs), ..options.clone() };
+        let native = Self::from_weights(model.spec.clone(), source, &options);
         let mut native = native.map_err(|error| match error {
             // The network knows roles only; here their names in the file are known.
             Error::NotFinite { role, index, value, .. } => {
@@ -125,7 +132,8 @@ impl Native {
     ) -> Result<Self, Error> {
         spec.check()?;
         let room = room(&spec, options)?;
-        let backend = Cpu::new(options.threads, options.precision, options.rounding);
+        let backend = Cpu::new(options.threads, options.precision, options.rounding)
+            .with_inputs(options.inputs.unwrap_or_default());
         let mut checked = |weight: &Weight| {
             let blocks = source(weight)?;
             if (blocks.rows, blocks.cols) == (weight.rows, weight.cols) {
