@@ -111,6 +111,7 @@ impl Job<'_> {
     /// The source's configuration, with what a view of the weights changes.
     fn config(&self) -> Map<String, Value> {
         let mut config = self.checkpoint.config.clone();
+        crate::layers::adapt(&mut config, &self.weights.layers());
         // A view whose head is not its embedding.
         if !self.weights.spec().tied_head && config.contains_key("tie_word_embeddings") {
             config.insert("tie_word_embeddings".to_owned(), false.into());
@@ -238,6 +239,10 @@ impl Job<'_> {
                 all.set(key, value.clone());
             }
         }
+        // A view may have fewer layers.
+        let blocks = format!("{}.block_count", self.weights.model().arch.gguf().arch);
+        let layers = self.weights.spec().layers.len() as u32;
+        all.set(&blocks, GgufValue::U32(layers));
         if let Some(file_type) = file_type(self.plan) {
             all.set("general.file_type", GgufValue::U32(file_type));
         }

@@ -1,7 +1,12 @@
+use std::ops::Range;
+
 use lathe_formats::{Affine, Levels, Rows};
 use lathe_simd::{Isa, LANES, Op};
 
-use crate::linalg::{Feedback, TILE, Tile, add_product, tiles, tiles_mut};
+use crate::{
+    linalg::{Feedback, TILE, Tile, add_product, tiles, tiles_mut},
+    prune::Mask,
+};
 
 /// Numbers of a panel's rows for one column, side by side.
 pub(crate) type Lane = [f32; TILE];
@@ -64,6 +69,33 @@ impl Panel {
         &self.state[step]
     }
 
+    /// What the weights of `steps`, none of them settled, become if those that `mask` leaves are
+    /// free to make up for the errors so far: what scales are fitted to and masks are chosen by.
+    pub(crate) fn foresee(
+        &self,
+        feedback: &Feedback,
+        mask: &Mask,
+        steps: Range<usize>,
+    ) -> Vec<Lane> {
+        let mut ahead = self.state[steps.clone()].to_vec();
+        for step in steps.clone() {
+            let (done, mut rest) = ahead.split_at_mut(step - steps.start + 1);
+            let (value, mut error) = (&mut done[step - steps.start], self.weights[step]);
+            mask.apply(step, value);
+            error.iter_mut().zip(value).for_each(|(e, x)| *e -= *x);
+            let mut later = step + 1;
+            while later < steps.end {
+                let block = later / TILE;
+                let count = steps.end.min((block + 1) * TILE) - later;
+                let factors = &feedback.tile(block, step / TILE)[later % TILE..][..count];
+                let (to, after) = rest.split_at_mut(count);
+                lathe_simd::run(Spread { error: &error, factors, column: step % TILE, to });
+                (rest, later) = (after, later + count);
+            }
+        }
+        ahead
+    }
+
     /// The weights at `step`.
     pub(crate) fn weights(&self, step: usize) -> &Lane {
         &self.weights[step]
@@ -86,9 +118,14 @@ impl Panel {
         tiles(self.state.as_flattened())
     }
 
-    /// Changes the value of a settled step.
-    pub(crate) fn revise(&mut self, step: usize, error: Lane) {
-        self.state[step] = error;
+    /// Makes `values` the coded weights at a settled step; by how much its errors change.
+    pub(crate) fn replace(&mut self, step: usize, values: &Lane) -> Lane {
+        let (weights, error) = (&self.weights[step], &mut self.state[step]);
+        std::array::from_fn(|i| {
+            let before = error[i];
+            error[i] = weights[i] - values[i];
+            error[i] - before
+        })
     }
 }
 

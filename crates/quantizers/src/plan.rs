@@ -233,6 +233,10 @@ impl Builder<'_> {
                 self.notes.left_out(name, "the model's head is its embedding matrix");
                 continue;
             }
+            if kind.is_none() && self.is_of_a_layer_beyond(name) {
+                self.notes.left_out(name, "its layer is removed");
+                continue;
+            }
             let stored = match self.stored_format(name) {
                 Ok(stored) => stored,
                 Err(_) if kind.is_none() => {
@@ -264,6 +268,20 @@ impl Builder<'_> {
             planned.push(Planned { name, shape, rows, cols, kind, roles, format, input });
         }
         Ok(planned)
+    }
+
+    /// Whether a tensor is called as if it belonged to a layer that the model does not have: a view
+    /// of the weights may have left layers out.
+    fn is_of_a_layer_beyond(&self, name: &str) -> bool {
+        let first = Role::Layer(0, lathe_models::Part::MixerNorm);
+        let of_first = self.model.find(first).map(|located| located.tensor.name.as_str());
+        let prefix = of_first.and_then(|of_first| of_first.split_once(".0.")).map(|(p, _)| p);
+        let rest = prefix.and_then(|prefix| name.strip_prefix(prefix)?.strip_prefix('.'));
+        let number = rest.and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
+        // Layers that the configuration never counted are none of the decoder's.
+        let stored = self.checkpoint.config.get("num_hidden_layers").and_then(|n| n.as_u64());
+        let removed = self.model.spec.layers.len() as u64..stored.unwrap_or(0);
+        number.is_some_and(|layer| removed.contains(&layer))
     }
 
     /// The format of a stored weight; of one that only a view of the weights has, the format of

@@ -25,6 +25,11 @@ pub trait Weights: fmt::Debug + Sync {
     /// Whether the weight's numbers are those of the checkpoint, so that its bytes may be copied.
     fn is_stored(&self, role: Role) -> bool;
 
+    /// The checkpoint's number of each layer, where some are left out.
+    fn layers(&self) -> Vec<usize> {
+        (0..self.spec().layers.len()).collect()
+    }
+
     /// How the numbers follow from the checkpoint's, with everything that they depend on besides;
     /// empty where they are the checkpoint's.
     fn name(&self) -> String {

@@ -176,6 +176,6 @@ impl<'a> Walk<'a> {
 }
 
 /// The runner's own error where weights cannot be read; the cause is kept in words.
-fn unreadable(error: Error) -> lathe_engine::Error {
+pub(crate) fn unreadable(error: Error) -> lathe_engine::Error {
     lathe_engine::Error::Request(error.to_string())
 }

@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub use estimate::Estimate;
+pub(crate) use imatrix::unreadable;
 pub use imatrix::{Measured, measure_importance};
 use states::States;
 

@@ -1,17 +1,22 @@
 mod work;
 
+use std::{num::NonZero, thread};
+
+use lathe_base::Bytes;
 use lathe_formats::{AnyFormat, Blocks, Effort, Rows};
 
 use crate::{
     Coded, Error, Needs, Quantizer, Stats,
     curvature::Curvature,
-    linalg::{TILE, parallel},
+    linalg::{Feedback, TILE, parallel},
 };
 
 use work::{Job, Work};
 
 /// GPTQ: columns are coded one after the other, each with what makes up for the errors of those
 /// before it.
+///
+/// A weight that is exactly zero stays zero, so that pruned models stay pruned.
 ///
 /// What is made small is the squared error of the layer's outputs, `tr(ΔW·H·ΔWᵀ)` for the mean H
 /// of x·xᵀ over the calibration's inputs. Works with every format that has a [`Grid`]. Scales are
@@ -58,6 +63,13 @@ impl Quantizer for Gptq {
 
     fn needs(&self) -> Needs {
         Needs::Hessian
+    }
+
+    fn room(&self, rows: usize, cols: usize) -> Bytes {
+        // As many panels as there may be threads.
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        let panels = threads.min(rows.div_ceil(TILE)).max(1);
+        Bytes((Feedback::bytes(cols) + panels * Work::bytes(cols)) as u64)
     }
 
     fn quantize(
@@ -109,7 +121,7 @@ fn no_hessian() -> Error {
 }
 
 /// Finds the first weight that the format cannot hold.
-pub(crate) fn check(weights: &dyn Rows, to: &dyn AnyFormat) -> Result<(), Error> {
+fn check(weights: &dyn Rows, to: &dyn AnyFormat) -> Result<(), Error> {
     let (rows, cols) = weights.shape();
     let mut numbers = vec![0.0; cols];
     let limit = to.limit();

@@ -4,8 +4,10 @@ use lathe_formats::{AnyFormat, Grid, Rows, Scales, Span};
 use super::{Gptq, LONGEST_FITTED_LATE, Order};
 use crate::{
     curvature::Curvature,
-    linalg::{Feedback, TILE, Tile, add_product},
-    panel::{Ladder, Maps, Panel, Spread, nearest},
+    linalg::{Feedback, TILE},
+    panel::{Ladder, Maps, Panel, nearest},
+    prune::Mask,
+    revise::revise,
 };
 
 /// What all panels of a matrix share.
@@ -72,6 +74,8 @@ impl<'a> Job<'a> {
 /// One panel of rows and all that is chosen for it.
 pub(super) struct Work {
     panel: Panel,
+    /// What is zero and stays so.
+    mask: Mask,
     rows: usize,
     first: usize,
     /// By group of columns.
@@ -88,6 +92,7 @@ impl Work {
     pub(super) fn new(job: &Job<'_>) -> Self {
         Self {
             panel: Panel::new(job.cols),
+            mask: Mask::new(job.cols),
             rows: 0,
             first: 0,
             maps: vec![Maps::NONE; job.cols / job.group.max(1)],
@@ -97,11 +102,18 @@ impl Work {
         }
     }
 
+    /// An upper bound of the memory of [`Work::new`]: for each column of each row the weight, its
+    /// state, the maps (groups have at least eight columns, or there are fewer rows) and the rest.
+    pub(super) fn bytes(cols: usize) -> usize {
+        cols.next_multiple_of(TILE) * TILE * (2 * size_of::<f32>() + 2 + 4)
+    }
+
     /// Codes the rows from `first` on to `out`.
     pub(super) fn code(&mut self, job: &Job<'_>, first: usize, out: &mut [u8]) {
         self.first = first;
         self.rows = TILE.min(job.rows - first);
         self.panel.load(job.weights, first, self.rows, job.order);
+        self.mask.start(&self.panel);
         if !job.fits_late() {
             (0..job.cols / job.span).for_each(|span| self.fit(job, span));
         }
@@ -130,18 +142,25 @@ impl Work {
             self.fit(job, column / job.span);
         }
         let maps = &self.maps[column / job.group];
-        let mut values = [0.0; TILE];
-        nearest(&job.ladder, maps, self.panel.state(step), &mut self.codes[step], &mut values);
+        let (mut wanted, mut values) = (*self.panel.state(step), [0.0; TILE]);
+        self.mask.apply(step, &mut wanted);
+        nearest(&job.ladder, maps, &wanted, &mut self.codes[step], &mut values);
         self.panel.settle(job.feedback, step, &values);
     }
 
-    /// Fits the scales of span `span` in every row, on what is best coded there as far as known.
+    /// Fits the scales of span `span` in every row: to its weights, or to what they become as they
+    /// make up for the errors so far.
     fn fit(&mut self, job: &Job<'_>, span: usize) {
         let columns = span * job.span..(span + 1) * job.span;
         let spans = job.cols / job.span;
+        let ahead =
+            job.fits_late().then(|| self.panel.foresee(job.feedback, &self.mask, columns.clone()));
         for row in 0..self.rows {
-            for (x, column) in self.strip.iter_mut().zip(columns.clone()) {
-                *x = self.panel.state(job.steps[column] as usize)[row];
+            for (i, x) in self.strip.iter_mut().enumerate() {
+                *x = match &ahead {
+                    Some(ahead) => ahead[i][row],
+                    None => self.panel.weights(job.steps[columns.start + i] as usize)[row],
+                };
             }
             let scales = &mut self.scales[span * TILE + row];
             let what = Span {
@@ -159,55 +178,18 @@ impl Work {
         }
     }
 
-    /// Gives each weight the code that is best given all others, tile after tile; whether any
-    /// changed.
+    /// Gives each weight the code that is best given all others; whether any changed.
     fn revise(&mut self, job: &Job<'_>) -> bool {
-        let mut changed = false;
-        let (mut curvature, mut slope) = ([[0.0; TILE]; TILE], [[0.0; TILE]; TILE]);
-        for block in 0..job.feedback.blocks() {
-            slope.as_flattened_mut().fill(0.0);
-            for other in 0..job.feedback.blocks() {
-                job.curvature.tile(job.order, block, other, &mut curvature);
-                add_product(&mut slope, &curvature, &self.panel.errors()[other]);
-            }
-            job.curvature.tile(job.order, block, block, &mut curvature);
-            for at in 0..TILE.min(job.cols - block * TILE) {
-                changed |= self.revise_step(job, block * TILE + at, (&curvature, &mut slope));
-            }
-        }
-        changed
-    }
-
-    /// Gives the weights at `step` the best codes. `slope` is the tile's part of H·e.
-    fn revise_step(
-        &mut self,
-        job: &Job<'_>,
-        step: usize,
-        (curvature, slope): (&Tile, &mut Tile),
-    ) -> bool {
-        let at = step % TILE;
-        let (weights, error) = (self.panel.weights(step), self.panel.state(step));
-        let inverse = 1.0 / curvature[at][at];
-        let mut wanted = [0.0; TILE];
-        for (i, wanted) in wanted.iter_mut().enumerate() {
-            *wanted = weights[i] - error[i] + slope[at][i] * inverse;
-        }
-        let (mut codes, mut values) = ([0; TILE], [0.0; TILE]);
-        let maps = &self.maps[job.order[step] as usize / job.group];
-        nearest(&job.ladder, maps, &wanted, &mut codes, &mut values);
-        if codes == self.codes[step] {
-            return false;
-        }
-        let (mut errors, mut change) = ([0.0; TILE], [0.0; TILE]);
-        for i in 0..TILE {
-            errors[i] = weights[i] - values[i];
-            change[i] = errors[i] - error[i];
-        }
-        self.codes[step] = codes;
-        self.panel.revise(step, errors);
-        let (factors, to) = (&curvature[at + 1..], &mut slope[at + 1..]);
-        lathe_simd::run(Spread { error: &change, factors, column: at, to });
-        true
+        let Self { panel, mask, maps, codes, .. } = self;
+        revise(panel, job.curvature, job.order, |step, wanted| {
+            let (mut wanted, mut values, mut chosen) = (*wanted, [0.0; TILE], [0; TILE]);
+            mask.apply(step, &mut wanted);
+            let maps = &maps[job.order[step] as usize / job.group];
+            nearest(&job.ladder, maps, &wanted, &mut chosen, &mut values);
+            let changed = chosen != codes[step];
+            codes[step] = chosen;
+            changed.then_some(values)
+        })
     }
 
     fn pack(&self, job: &Job<'_>, out: &mut [u8]) {

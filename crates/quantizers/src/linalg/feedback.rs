@@ -54,6 +54,11 @@ impl Feedback {
         Ok(Self { triangle, variance })
     }
 
+    /// Memory that [`Feedback::new`] takes for `size` columns: half a matrix and a column of tiles.
+    pub(crate) fn bytes(size: usize) -> usize {
+        Triangle::bytes(size) + size.div_ceil(super::TILE) * size_of::<Tile>()
+    }
+
     /// Tiles in a column of M.
     pub(crate) fn blocks(&self) -> usize {
         self.triangle.blocks()

@@ -141,6 +141,10 @@ impl Weights for Rotated<'_> {
         &self.model
     }
 
+    fn layers(&self) -> Vec<usize> {
+        self.base.layers()
+    }
+
     fn matrix(&self, role: Role) -> Result<Blocks, Error> {
         let turn = self.turn(role);
         if turn == Turn::default() {
