@@ -242,7 +242,10 @@ impl Job<'_> {
         // A view may have fewer layers.
         let blocks = format!("{}.block_count", self.weights.model().arch.gguf().arch);
         let layers = self.weights.spec().layers.len() as u32;
-        all.set(&blocks, GgufValue::U32(layers));
+        let stored = self.checkpoint.config.get("num_hidden_layers").and_then(Value::as_u64);
+        if stored.is_some_and(|stored| stored != u64::from(layers)) {
+            all.set(&blocks, GgufValue::U32(layers));
+        }
         if let Some(file_type) = file_type(self.plan) {
             all.set("general.file_type", GgufValue::U32(file_type));
         }

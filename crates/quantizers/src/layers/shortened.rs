@@ -75,11 +75,11 @@ impl<'a> Shortened<'a> {
 
 /// Says in a configuration that only `layers` of it are there.
 pub(crate) fn adapt(config: &mut Map<String, Value>, layers: &[usize]) {
-    const COUNT: &str = "num_hidden_layers";
-    if config.get(COUNT).and_then(Value::as_u64) == Some(layers.len() as u64) {
+    let Some(count) = config.get_mut("num_hidden_layers") else { return };
+    if count.as_u64() == Some(layers.len() as u64) {
         return;
     }
-    config.insert(COUNT.to_owned(), layers.len().into());
+    *count = layers.len().into();
     // transformers' list of what each layer attends to.
     if let Some(Value::Array(types)) = config.get_mut("layer_types") {
         *types = layers.iter().filter_map(|layer| types.get(*layer).cloned()).collect();
