@@ -1,10 +1,114 @@
 //! What an engine would be given, described for the rules of `lathe-preflight`.
 
+use anyhow::Context;
+use clap::Args;
 use lathe_files::{Checkpoint, Container, Layout};
 use lathe_models::{Kind, Model, Part, Role};
-use lathe_preflight::{Artifact, Matrix, Split};
+use lathe_preflight::{Answer, Artifact, Device, Matrix, Obstacle, Rules, Split, check, check_all};
 use lathe_quantizers::{Plan, Target};
 use serde_json::Value;
+
+use crate::commands::optimize::at_least_one;
+
+/// Where the files are to be loaded.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Deployment")]
+pub(crate) struct EngineArgs {
+    /// An engine that has to load the result: native, llama.cpp, vllm, transformers. May be given
+    /// several times
+    #[arg(long = "engine", value_name = "NAME")]
+    engines: Vec<String>,
+    /// Only on this device: cpu, a compute capability such as sm80, or a GPU such as h100
+    /// [default: the kinds that differ]
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    device: Option<Device>,
+    /// Devices that share each layer
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
+    tensor_parallel: usize,
+}
+
+impl EngineArgs {
+    /// Whether anything was asked for.
+    pub(crate) fn given(&self) -> bool {
+        !self.engines.is_empty() || self.device.is_some() || self.tensor_parallel > 1
+    }
+
+    /// What the engines that were asked for, or all, say of files.
+    pub(crate) fn ask(&self, artifact: &Artifact) -> anyhow::Result<Vec<Answer>> {
+        let devices = self.device.as_ref().map_or(Device::USUAL, std::slice::from_ref);
+        let (rules, ranks) = (Rules::built_in(), self.tensor_parallel);
+        if self.engines.is_empty() {
+            return Ok(check_all(rules, artifact, devices, ranks));
+        }
+        let mut answers = Vec::new();
+        for name in &self.engines {
+            let runs = rules.engine(name).context("--engine")?;
+            let runs_on = |device: &Device| runs.runs_on(*device);
+            let suiting: Vec<Device> = devices.iter().copied().filter(runs_on).collect();
+            // That it does not run on the only device asked for is an answer too.
+            let asked = if suiting.is_empty() { devices.to_vec() } else { suiting };
+            for device in asked {
+                answers.push(check(rules, artifact, name, device, ranks)?);
+            }
+        }
+        Ok(answers)
+    }
+
+    /// The first engine asked for that loads the files on none of the devices.
+    pub(crate) fn refused<'a>(&self, answers: &'a [Answer]) -> Option<&'a Answer> {
+        let of = |name: &String| {
+            let mut own = answers.iter().filter(|answer| answer.engine == *name).peekable();
+            let first = own.peek().copied();
+            first.filter(|_| !own.any(Answer::loads))
+        };
+        self.engines.iter().find_map(of)
+    }
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    text.parse().map_err(|error: lathe_preflight::Error| error.to_string())
+}
+
+/// Who loads the files and who does not, and why, in a sentence for each engine.
+pub(crate) fn sentences(answers: &[Answer], matrices: usize) -> Vec<String> {
+    let mut engines: Vec<&str> = answers.iter().map(|answer| answer.engine.as_str()).collect();
+    engines.dedup();
+    let of = |engine: &str| {
+        let own: Vec<&Answer> = answers.iter().filter(|answer| answer.engine == engine).collect();
+        let devices = |loads: bool| -> Vec<String> {
+            let which = own.iter().filter(|answer| answer.loads() == loads);
+            which.map(|answer| answer.device.to_string()).collect()
+        };
+        let (loads, fails) = (devices(true), devices(false));
+        let reason = own.iter().flat_map(|answer| answer.obstacles.first()).next();
+        let reason =
+            reason.map_or_else(String::new, |o| format!(": {}", obstacle_words(o, matrices)));
+        match (loads.is_empty(), fails.is_empty()) {
+            (false, true) => format!("{engine} loads it ({})", loads.join(", ")),
+            (false, false) => {
+                let (loads, fails) = (loads.join(", "), fails.join(", "));
+                format!("{engine} loads it on {loads}, not on {fails}{reason}")
+            }
+            _ => format!("{engine} does not load it{reason}"),
+        }
+    };
+    engines.into_iter().map(of).collect()
+}
+
+/// The reason, and an example of what it is about.
+pub(crate) fn obstacle_words(obstacle: &Obstacle, matrices: usize) -> String {
+    let about = match obstacle.matrices.as_slice() {
+        [] => String::new(),
+        all if all.len() == matrices => String::new(),
+        [one] => format!(" ({one})"),
+        [first, rest @ ..] => format!(" ({first} and {} more)", rest.len()),
+    };
+    let source = match obstacle.source.as_str() {
+        "" => String::new(),
+        source => format!(" [{source}]"),
+    };
+    format!("{}{about}{source}", obstacle.reason)
+}
 
 /// A model's files as they are.
 pub(crate) fn stored(model: &Model, checkpoint: &Checkpoint) -> Artifact {

@@ -1,6 +1,7 @@
 //! The `lathe` program: typed-in options in, calls to the libraries, words and tables out.
 
 mod args;
+mod cards;
 mod commands;
 mod exit;
 mod how;

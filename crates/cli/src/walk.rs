@@ -19,6 +19,7 @@ use lathe_optimize::{
 
 use crate::{
     args::Global,
+    cards,
     commands::{optimize::OptimizeArgs, system::default_threads},
     exit::Ended,
     open, show, ui,
@@ -50,6 +51,7 @@ pub(crate) fn run(args: &OptimizeArgs, global: &Global) -> anyhow::Result<Ended>
     })?;
     let report = judge(&run);
     show::write(&folder, &lathe_report::files(&report)?)?;
+    cards::of_run(&folder, &run, &report)?;
     if global.json {
         ui::json(&report)?;
     } else {

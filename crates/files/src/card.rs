@@ -13,6 +13,9 @@ use crate::{
     gguf::{Metadata, Value},
 };
 
+const MEASURED: &str = "\n## Measured\n\n";
+const HOW_TO_RUN: &str = "\n## How to run it\n\n";
+
 /// The facts about a quantized model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Card {
@@ -120,7 +123,7 @@ impl Card {
                 let _ = writeln!(text, "| {label} | {} |", cell(value));
             }
         }
-        text += &self.figures();
+        text += &figures(&self.quality);
         text += &self.how_to_run();
         text
     }
@@ -172,19 +175,16 @@ impl Card {
         format!("---\n{lines}---\n")
     }
 
-    fn figures(&self) -> String {
-        if self.quality.is_empty() {
-            return String::new();
-        }
-        let mut text = "\n## Measured\n\n| | on | |\n|---|---|---|\n".to_owned();
-        for Figure { what, on, value } in &self.quality {
-            let _ = writeln!(text, "| {} | {} | {} |", cell(what), cell(on), cell(value));
-        }
-        text
+    /// A card, by [`Self::markdown`], with these figures in the place of those that it had; `None`
+    /// where it is not such a card.
+    pub fn with_figures(card: &str, quality: &[Figure]) -> Option<String> {
+        let (head, run) = card.split_once(HOW_TO_RUN)?;
+        let head = head.split_once(MEASURED).map_or(head, |(head, _)| head);
+        Some(format!("{head}{}{HOW_TO_RUN}{run}", figures(quality)))
     }
 
     fn how_to_run(&self) -> String {
-        let mut text = "\n## How to run it\n\n".to_owned();
+        let mut text = HOW_TO_RUN.to_owned();
         let mut way = |tool: &str, language: &str, code: &str| {
             let _ = writeln!(text, "With {tool}:\n\n```{language}\n{code}\n```\n");
         };
@@ -217,6 +217,17 @@ impl Card {
         let packed = matches!(layout, Layout::CompressedTensors | Layout::Auto);
         Int::named(&self.format).is_none_or(|int| !packed || matches!(int.bits(), 4 | 8))
     }
+}
+
+fn figures(quality: &[Figure]) -> String {
+    if quality.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("{MEASURED}| | on | |\n|---|---|---|\n");
+    for Figure { what, on, value } in quality {
+        let _ = writeln!(text, "| {} | {} | {} |", cell(what), cell(on), cell(value));
+    }
+    text
 }
 
 /// The package beside transformers that loads a layout.

@@ -89,3 +89,16 @@ fn the_sources_own_card_gives_the_licence() {
     let origin = Origin::of(&Checkpoint::from_memory(&files).unwrap());
     assert_eq!(origin.license.as_deref(), Some("mit"));
 }
+
+#[test]
+fn figures_measured_later_take_the_place_of_the_first() {
+    let later = [Figure { what: "perplexity".into(), on: "stories".into(), value: "7.5".into() }];
+    let with = card(Some(Layout::Gptq), "int4_g128_f16");
+    let text = Card::with_figures(&with.markdown(), &later).unwrap();
+    assert!(text.contains("| perplexity | stories | 7.5 |"), "{text}");
+    assert!(!text.contains("0.031 nats"), "{text}");
+    let bare = Card { quality: Vec::new(), ..with }.markdown();
+    assert_eq!(Card::with_figures(&bare, &later).as_ref(), Some(&text));
+    assert_eq!(Card::with_figures(&text, &[]), Some(bare));
+    assert_eq!(Card::with_figures("# Somebody else's card\n", &later), None);
+}

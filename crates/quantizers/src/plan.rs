@@ -64,6 +64,9 @@ impl Planned {
     }
 }
 
+/// Formats that an error names in place of one that fits nothing.
+const SHOWN: usize = 6;
+
 impl Plan {
     /// Plans `recipe` for a model: names, formats and sizes of all tensors.
     ///
@@ -146,14 +149,20 @@ impl Plan {
         let fits = |f: &&&dyn AnyFormat| {
             self.target.holds(**f) && !is_dense(**f) && cols.iter().any(|c| f.check(*c).is_ok())
         };
-        let others: Vec<_> = lathe_formats::FORMATS.iter().filter(fits).map(|f| f.name()).collect();
+        let mut others: Vec<_> = lathe_formats::FORMATS.iter().filter(fits).collect();
+        // A row in which everything fits: only sizes are compared.
+        let row = cols.iter().max().map_or(0, |most| most.next_multiple_of(self.format.block()));
+        let bits = |format: &dyn AnyFormat| format.row_bytes(row) as f64 / row.max(1) as f64;
+        let off = |format: &dyn AnyFormat| (bits(format) - bits(self.format)).abs();
+        others.sort_by(|a, b| off(**a).total_cmp(&off(**b)));
+        let nearest: Vec<_> = others.iter().take(SHOWN).map(|format| format.name()).collect();
         Err(Error::NothingFits {
             format: self.format.name(),
             block: self.format.block(),
             cols: join(cols.iter()),
-            instead: match others.as_slice() {
+            instead: match nearest.as_slice() {
                 [] => "only f32, f16 and bf16 fit this model".to_owned(),
-                names => format!("these fit: {}", names.join(", ")),
+                names => format!("these of about its size do: {}", names.join(", ")),
             },
         })
     }

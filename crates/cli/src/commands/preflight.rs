@@ -1,18 +1,16 @@
 use anyhow::Context;
 use clap::Args;
 use lathe_models::Model;
-use lathe_preflight::{Answer, Device, Obstacle, Rules, check, check_all};
+use lathe_preflight::Answer;
 use lathe_quantizers::Plan;
 use serde::Serialize;
 
 use crate::{
     args::Global,
-    commands::{
-        optimize::at_least_one,
-        quantize::{Goal, goal},
-    },
+    commands::quantize::{Goal, goal},
     exit::Ended,
-    loading, open, ui,
+    loading::{self, EngineArgs, obstacle_words},
+    open, ui,
 };
 
 /// Options of `lathe preflight`.
@@ -30,16 +28,8 @@ pub(crate) struct PreflightArgs {
     /// Format that it would be quantized to [default: the files as they are]
     #[arg(long, value_name = "FORMAT", value_parser = goal)]
     to: Option<Goal>,
-    /// Only this engine: native, llama.cpp, vllm, transformers
-    #[arg(long, value_name = "NAME")]
-    engine: Option<String>,
-    /// Only this device: cpu, a compute capability such as sm80, or a GPU such as h100 [default:
-    /// the kinds that differ]
-    #[arg(long, value_name = "DEVICE", value_parser = device)]
-    device: Option<Device>,
-    /// Devices that share each layer
-    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
-    tensor_parallel: usize,
+    #[command(flatten)]
+    target: EngineArgs,
 }
 
 #[derive(Serialize)]
@@ -61,21 +51,7 @@ pub(crate) fn run(args: PreflightArgs, global: &Global) -> anyhow::Result<Ended>
         }
         None => loading::stored(&model, &checkpoint),
     };
-    let devices = args.device.as_ref().map_or(Device::USUAL, std::slice::from_ref);
-    let (rules, ranks) = (Rules::built_in(), args.tensor_parallel);
-    let answers: Vec<Answer> = match &args.engine {
-        Some(name) => {
-            let runs = rules.engine(name).context("--engine")?;
-            let mut asked: Vec<Device> =
-                devices.iter().copied().filter(|device| runs.runs_on(*device)).collect();
-            if asked.is_empty() {
-                asked = devices.to_vec();
-            }
-            let ask = |device| check(rules, &artifact, name, device, ranks);
-            asked.into_iter().map(ask).collect::<Result<_, _>>()?
-        }
-        None => check_all(rules, &artifact, devices, ranks),
-    };
+    let answers = args.target.ask(&artifact)?;
     bar.clear();
     if global.json {
         let to = args.to.map(Goal::name);
@@ -84,12 +60,7 @@ pub(crate) fn run(args: PreflightArgs, global: &Global) -> anyhow::Result<Ended>
     } else {
         ui::out(&words(&answers, artifact.matrices.len()))?;
     }
-    let refused = args.engine.is_some() && !answers.iter().any(Answer::loads);
-    Ok(if refused { Ended::Unmet } else { Ended::Well })
-}
-
-fn device(text: &str) -> Result<Device, String> {
-    text.parse().map_err(|error: lathe_preflight::Error| error.to_string())
+    Ok(if args.target.refused(&answers).is_some() { Ended::Unmet } else { Ended::Well })
 }
 
 /// One line an engine and device; devices of one engine with the same answer share a line.
@@ -129,19 +100,4 @@ fn reasons(answer: &Answer, matrices: usize) -> String {
     parts.extend(answer.notes.iter().cloned());
     parts.extend(answer.obstacles.iter().map(|obstacle| obstacle_words(obstacle, matrices)));
     parts.join("; ")
-}
-
-/// The reason, and an example of what it is about.
-pub(crate) fn obstacle_words(obstacle: &Obstacle, matrices: usize) -> String {
-    let about = match obstacle.matrices.as_slice() {
-        [] => String::new(),
-        all if all.len() == matrices => String::new(),
-        [one] => format!(" ({one})"),
-        [first, rest @ ..] => format!(" ({first} and {} more)", rest.len()),
-    };
-    let source = match obstacle.source.as_str() {
-        "" => String::new(),
-        source => format!(" [{source}]"),
-    };
-    format!("{}{about}{source}", obstacle.reason)
 }

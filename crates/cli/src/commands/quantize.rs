@@ -11,6 +11,7 @@ use lathe_base::{Bytes, Progress};
 use lathe_files::{Checkpoint, Imatrix, Layout};
 use lathe_formats::AnyFormat;
 use lathe_models::Model;
+use lathe_preflight::Answer;
 use lathe_quantizers::{
     Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rotated, Rule, Settings, Smooth,
     Stored, Summary, Target, Weights, mix_by_name,
@@ -25,6 +26,7 @@ use crate::{
     },
     exit::Ended,
     how::{How, methods},
+    loading::{self, EngineArgs, obstacle_words},
     making::Making,
     open, ui,
 };
@@ -87,6 +89,11 @@ pub(crate) struct QuantizeArgs {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
+    target: EngineArgs,
+    /// Make it even where an engine asked for will not load it
+    #[arg(long, help_heading = "Deployment")]
+    unchecked: bool,
+    #[command(flatten)]
     calibration: CalibrationArgs,
     /// Calibrate a layer's matrices with the layer as it was, not with those before quantized
     #[arg(long, help_heading = "Calibration")]
@@ -100,6 +107,7 @@ const EXAMPLES: &str = "\
 Examples:
   lathe quantize ./Qwen2.5-1.5B --to q4_0 -o qwen-q4_0.gguf
   lathe quantize ./Qwen2.5-1.5B --to nf4                  makes ./Qwen2.5-1.5B-nf4
+  lathe quantize ./Qwen2.5-1.5B --to int4_g128_f16 --layout gptq --engine vllm --device a100
   lathe quantize model-f16.gguf --to q8_0 --pure
   lathe quantize demo --to bf16 --container gguf -o demo.gguf
   lathe quantize ./Qwen2.5-1.5B --to int4_g128 --method gptq --max-memory 4GiB
@@ -165,6 +173,8 @@ struct Quantized<'a> {
     summary: &'a Summary,
     /// Σ (weight − coded weight)² over Σ weight², of the tensors that were coded.
     relative_square_error: Option<f64>,
+    /// Which engines load it, and with which kernel.
+    engines: &'a [Answer],
     run: String,
 }
 
@@ -182,6 +192,7 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
     let plan = Plan::new(weights.model(), &checkpoint, &args.recipe()?)?;
     let out = args.out(&plan);
     args.check_out(&out, &checkpoint, &plan)?;
+    let answers = args.check_loading(weights.model(), &checkpoint, &plan, &bar)?;
     let how = args.how(&checkpoint, &model, &plan, &bar)?;
     rotated.iter().flat_map(Rotated::notes).for_each(|note| bar.note(&note));
     let making = Making {
@@ -211,6 +222,7 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
             out: &out,
             summary: &summary,
             relative_square_error: relative_error(&summary.tensors),
+            engines: &answers,
             run: run_line(&out),
         })?;
     } else {
@@ -348,6 +360,41 @@ impl QuantizeArgs {
                 Target::SafeTensors => PathBuf::from(name),
             }
         })
+    }
+
+    /// Says which engines will load the result; refuses where one that was asked for will not, or
+    /// where devices or a layout are asked for and no engine will.
+    fn check_loading(
+        &self,
+        model: &Model,
+        checkpoint: &Checkpoint,
+        plan: &Plan,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Vec<Answer>> {
+        let artifact = loading::planned(model, checkpoint, plan);
+        let answers = self.target.ask(&artifact)?;
+        let matrices = artifact.matrices.len();
+        loading::sentences(&answers, matrices).iter().for_each(|line| progress.note(line));
+        let refused = self.target.refused(&answers).or_else(|| {
+            // A layout is asked for that other programs' engines should load the files.
+            let counts = |answer: &&Answer| self.layout.is_none() || answer.engine != "native";
+            let mut counted = answers.iter().filter(counts).peekable();
+            let asked = self.layout.is_some() || self.target.given();
+            let first = counted.peek().copied().filter(|_| asked);
+            first.filter(|_| !counted.any(Answer::loads))
+        });
+        match refused {
+            Some(answer) if !self.unchecked => {
+                let reasons = answer.obstacles.iter().map(|o| obstacle_words(o, matrices));
+                let reasons = reasons.collect::<Vec<_>>().join("; ");
+                bail!(
+                    "{} will not load this on {}: {reasons}; --unchecked makes it all the same",
+                    answer.engine,
+                    answer.device
+                )
+            }
+            _ => Ok(answers),
+        }
     }
 
     /// Refuses what would end badly before any work is done.

@@ -20,7 +20,42 @@ pub(crate) struct Bar {
     bar: ProgressBar,
     terminal: bool,
     quiet: bool,
-    last: Mutex<Instant>,
+    pace: Mutex<Pace>,
+}
+
+/// How fast the work at hand goes.
+struct Pace {
+    total: u64,
+    /// Where it was first seen: resumed work does not begin at 0.
+    first: u64,
+    start: Instant,
+    /// When a line was written last.
+    last: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { total: 0, first: 0, start: Instant::now(), last: Instant::now() }
+    }
+
+    /// What the rest will take, in words; empty before there is something to go by.
+    fn left(&mut self, done: u64, total: u64) -> String {
+        // Work of another size, or that is behind where it was, is other work.
+        if total != self.total || done < self.first {
+            (self.total, self.first, self.start) = (total, done, Instant::now());
+        }
+        let (gone, rest) = (done - self.first, total.saturating_sub(done));
+        let took = self.start.elapsed();
+        if gone == 0 || rest == 0 || took < LINE_EVERY {
+            return String::new();
+        }
+        let left = took.mul_f64(rest as f64 / gone as f64).as_secs();
+        match left {
+            0..=99 => format!(", about {left} s left"),
+            100..=5999 => format!(", about {} min left", left.div_ceil(60)),
+            _ => format!(", about {:.1} h left", left as f64 / 3600.0),
+        }
+    }
 }
 
 impl Bar {
@@ -38,7 +73,7 @@ impl Bar {
         {
             bar.set_style(style.progress_chars("━━╌"));
         }
-        Self { bar, terminal, quiet, last: Mutex::new(Instant::now()) }
+        Self { bar, terminal, quiet, pace: Mutex::new(Pace::new()) }
     }
 
     /// Forgets an interruption that has done its work, such as ending one answer of a chat.
@@ -61,13 +96,12 @@ impl Progress for Bar {
     fn at(&self, what: &str, done: u64, total: u64) {
         self.bar.set_length(total);
         self.bar.set_position(done);
-        self.bar.set_message(what.to_owned());
-        if !self.terminal && !self.quiet {
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            if last.elapsed() >= LINE_EVERY {
-                *last = Instant::now();
-                eprintln!("{what} ({done} of {total})");
-            }
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = pace.left(done, total);
+        self.bar.set_message(format!("{what}{left}"));
+        if !self.terminal && !self.quiet && pace.last.elapsed() >= LINE_EVERY {
+            pace.last = Instant::now();
+            eprintln!("{what} ({done} of {total}{left})");
         }
     }
 
@@ -79,5 +113,23 @@ impl Progress for Bar {
 
     fn cancelled(&self) -> bool {
         INTERRUPTED.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_from_where_the_work_was_taken_up() {
+        let mut pace = Pace::new();
+        assert_eq!(pace.left(50, 100), "", "nothing to go by yet");
+        pace.start -= Duration::from_secs(20);
+        assert_eq!(pace.left(60, 100), ", about 80 s left");
+        pace.start -= Duration::from_secs(1180);
+        assert_eq!(pace.left(60, 100), ", about 80 min left");
+        assert_eq!(pace.left(100, 100), "", "done");
+        assert_eq!(pace.left(3, 10), "", "other work");
+        assert_eq!((pace.first, pace.total), (3, 10));
     }
 }

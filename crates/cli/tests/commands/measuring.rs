@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::{json, stdout, text};
+use super::{json, run, stderr, stdout, text};
 
 const QUICK: [&str; 12] = [
     "--rounds",
@@ -81,6 +81,24 @@ fn a_quantized_model_diverges_more_than_rounding_does() {
     let mean = nll.iter().map(number).sum::<f64>() / tokens;
     let base = number(&pass["models"][0]["perplexity"]["point"]);
     assert!((mean.exp() / base - 1.0).abs() < 1e-9, "the figure follows from the sums");
+}
+
+#[test]
+fn what_was_measured_goes_into_the_card_of_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("demo-int4");
+    let to = ["quantize", "demo", "--to", "int4_g128", "--method", "rtn", "-o", text(&model)];
+    json(&to);
+    let short = ["--conventions", "documents", "--max-tokens", "300", "--no-choices", "--card"];
+    let asked = ["eval", text(&model), "--base", "demo"];
+    let seen = json(&[&asked[..], &short].concat());
+    let kl = number(&seen["passes"][0]["models"][1]["versus"]["kl"]["point"]);
+    let card = fs::read_to_string(model.join("README.md")).unwrap();
+    assert!(card.contains(&format!("| {kl:.5}")), "{kl} {card}");
+    fs::write(model.join("README.md"), "my own words").unwrap();
+    let refused = run(&[&asked[..], &short].concat());
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("no README.md made by"), "{}", stderr(&refused));
 }
 
 #[test]

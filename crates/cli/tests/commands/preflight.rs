@@ -41,3 +41,41 @@ fn rejects_engines_and_devices_that_are_not_known() {
     let output = run(&["preflight", "demo", "--device", "toaster"]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+#[test]
+fn quantize_refuses_what_the_engine_asked_for_will_not_load() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("made");
+    let out = out.to_str().unwrap();
+    let asked = ["quantize", "demo", "--to", "nf4", "--engine", "llama.cpp", "-o", out];
+    let output = run(&asked);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("llama.cpp will not load this"), "{said}");
+    assert!(said.contains("does not read bitsandbytes files"), "{said}");
+    assert!(!folder.path().join("made").exists(), "nothing was begun");
+    let seen = json(&[&asked[..], &["--unchecked"]].concat());
+    assert_eq!(seen["engines"][0]["engine"], "llama.cpp");
+    assert!(!seen["engines"][0]["obstacles"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn quantize_refuses_what_no_engine_loads_on_the_devices_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("made");
+    let asked = [
+        "quantize",
+        "demo",
+        "--to",
+        "int4_g128_f16",
+        "--layout",
+        "gptq",
+        "--tensor-parallel",
+        "7",
+        "-o",
+    ];
+    let output = run(&[&asked[..], &[out.to_str().unwrap()]].concat());
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("--unchecked"), "{said}");
+}

@@ -128,6 +128,7 @@ fn divergence(
         seed: 0,
         exact: false,
         save: None,
+        card: false,
         engine: args.timing.engine.clone(),
     };
     let (raw, remarks) = eval::measure(&question, progress)?;

@@ -1,7 +1,7 @@
 mod measure;
 mod show;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
@@ -14,6 +14,7 @@ pub(crate) use measure::measure;
 
 use crate::{
     args::Global,
+    cards,
     commands::{optimize::level, options::EngineArgs},
     exit::Ended,
     ui,
@@ -24,6 +25,7 @@ use crate::{
 #[command(after_help = "Examples:
   lathe eval demo
   lathe eval qwen-q4_0.gguf --base ./Qwen2.5-1.5B --data my-texts.jsonl
+  lathe eval ./Qwen2.5-1.5B-nf4 --base ./Qwen2.5-1.5B --card
   lathe eval ./Qwen2.5-1.5B --data wiki.test.raw --max-tokens all --conventions windows,llama.cpp
   lathe eval model.gguf --choices questions.jsonl --save quality.json
 
@@ -68,6 +70,9 @@ pub(crate) struct EvalArgs {
     /// Keep the sums of every document, from which all figures can be computed again
     #[arg(long, value_name = "FILE")]
     pub(crate) save: Option<PathBuf>,
+    /// Write the figures into the model card (README.md) of the folder that was made by quantize
+    #[arg(long)]
+    pub(crate) card: bool,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }
@@ -100,6 +105,10 @@ pub(crate) fn run(args: EvalArgs, global: &Global) -> anyhow::Result<Ended> {
             .with_context(|| format!("--save: cannot write {}", path.display()))?;
     }
     let evaluation = args.figures(&raw, notes)?;
+    if args.card {
+        let on = format!("{}, {} documents", evaluation.data.name, evaluation.data.documents);
+        cards::of_evaluation(Path::new(&args.model), &on, &evaluation.passes)?;
+    }
     if global.json {
         ui::json(&evaluation)?;
     } else {
