@@ -18,6 +18,10 @@ demo:
 bench:
     cargo bench -p lathe-kernels
 
+# What each quantizer, transform and pruning takes; a name narrows it: just bench-quantizers gptq
+bench-quantizers *name:
+    cargo bench -p lathe-quantizers -- {{name}}
+
 # Licences, advisories and duplicates of dependencies (needs cargo-deny)
 deny:
     cargo deny check

@@ -229,7 +229,7 @@ fn candidates(shop: &Shop, settings: &Settings, stored: &str) -> Vec<Candidate> 
         .formats
         .iter()
         .map(|text| Coding::parse(text))
-        .filter(|coding| shop.is_worth_making(&coding.format))
+        .filter(|coding| shop.is_worth_making(coding))
         .map(|coding| Candidate::of(coding, &settings.kv))
         .collect();
     let base = Candidate::base(stored, &settings.kv);

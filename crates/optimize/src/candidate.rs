@@ -22,6 +22,9 @@ pub struct Coding {
     pub format: String,
     /// How the codes are chosen: a method's name.
     pub method: String,
+    /// What is zeroed before, as in `sparsegpt:2:4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prune: Option<String>,
 }
 
 /// Weights that are tried unless others are asked for.
@@ -67,29 +70,38 @@ pub const WAYS: &[Way] = &[
 pub const BASE: &str = "base";
 
 impl Coding {
-    /// `FORMAT` or `FORMAT+METHOD`.
+    /// `FORMAT`, `FORMAT+METHOD`, `FORMAT+PRUNING` or `FORMAT+METHOD+PRUNING`; what has a colon is
+    /// a pruning.
     pub fn parse(text: &str) -> Self {
+        let text = text.to_lowercase();
+        let (text, prune) = match text.rsplit_once('+') {
+            Some((rest, last)) if last.contains(':') => (rest, Some(last.to_owned())),
+            _ => (text.as_str(), None),
+        };
         let (format, method) = text.split_once('+').unwrap_or((text, PLAIN));
-        Self { format: format.to_lowercase(), method: method.to_lowercase() }
+        Self { format: format.to_owned(), method: method.to_owned(), prune }
     }
 
     /// The same in one word: `q4_k_m+gptq`.
     pub fn name(&self) -> String {
-        match self.method.as_str() {
-            PLAIN => self.format.clone(),
-            method => format!("{}+{method}", self.format),
-        }
+        let method = Some(&self.method).filter(|method| *method != PLAIN);
+        let parts = [Some(&self.format), method, self.prune.as_ref()];
+        parts.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("+")
     }
 
     fn label(&self) -> String {
         let known = WAYS.iter().find(|way| way.format == self.format && way.method == self.method);
-        known.map_or_else(
+        let coded = known.map_or_else(
             || match self.method.as_str() {
                 PLAIN => self.format.to_uppercase(),
                 method => format!("{}, {}", self.format.to_uppercase(), method.to_uppercase()),
             },
             |way| way.label.to_owned(),
-        )
+        );
+        match &self.prune {
+            Some(prune) => format!("{coded}, pruned by {prune}"),
+            None => coded,
+        }
     }
 }
 
@@ -108,7 +120,8 @@ impl Candidate {
     /// The model with its weights made into something else.
     pub fn of(weights: Coding, kv: &str) -> Self {
         Self {
-            id: weights.name(),
+            // No colons and percent signs: it is also the name of a file.
+            id: weights.name().replace(':', "-").replace('%', "pct"),
             label: weights.label(),
             engine: "native".to_owned(),
             weights: Some(weights),
@@ -156,6 +169,19 @@ mod tests {
             assert_eq!(candidate.label, way.label);
             assert!(ids.insert(candidate.id) && labels.insert(way.label));
         }
+    }
+
+    #[test]
+    fn prunings_are_spelt_behind_format_and_method() {
+        let prune = |text: &str| Coding::parse(text);
+        let both = prune("q4_k_m+gptq+SparseGPT:2:4");
+        assert_eq!((both.method.as_str(), both.prune.as_deref()), ("gptq", Some("sparsegpt:2:4")));
+        assert_eq!(both.name(), "q4_k_m+gptq+sparsegpt:2:4");
+        let plain = prune("int4_g128+wanda:50%");
+        assert_eq!((plain.method.as_str(), plain.prune.as_deref()), (PLAIN, Some("wanda:50%")));
+        let candidate = Candidate::of(plain, "f16");
+        assert_eq!(candidate.id, "int4_g128+wanda-50pct");
+        assert_eq!(candidate.label, "INT4 g128, pruned by wanda:50%");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub(crate) struct Curvature<'a> {
     /// What stands on the diagonal before damping.
     diagonal: Vec<f32>,
     out: Vec<bool>,
+    any_out: bool,
     mean: f32,
     /// What is added to each number of the diagonal.
     ridge: f32,
@@ -58,7 +59,8 @@ impl<'a> Curvature<'a> {
                 "{n} of {size} input columns are always 0 in calibration: rounded alone"
             )),
         }
-        Self { hessian, size, diagonal, out, mean, ridge: damping * mean, notes }
+        let any_out = out.contains(&true);
+        Self { hessian, size, diagonal, out, any_out, mean, ridge: damping * mean, notes }
     }
 
     /// The number for a pair of columns, damped.
@@ -103,7 +105,7 @@ impl<'a> Curvature<'a> {
                      columns rounded alone",
                     order[failed.row]
                 ));
-                self.out.fill(true);
+                (self.any_out, self.out) = (true, vec![true; self.size]);
                 self.ridge = asked * self.mean;
             }
         }
@@ -126,15 +128,37 @@ impl<'a> Curvature<'a> {
 
     /// The numbers for the pairs of two tiles' columns in `order`; 0 beyond the last.
     pub(crate) fn tile(&self, order: &[u32], row: usize, column: usize, to: &mut Tile) {
-        for (i, to) in to.iter_mut().enumerate() {
-            let Some(i) = order.get(row * TILE + i) else {
+        let part = |tile: usize| &order[tile * TILE..order.len().min((tile + 1) * TILE)];
+        let (rows, columns) = (part(row), part(column));
+        for (i, to) in rows.iter().zip(&mut *to) {
+            let from = &self.hessian[*i as usize * self.size..][..self.size];
+            self.pick(from, columns, to);
+            if self.out[*i as usize] {
                 to.fill(0.0);
-                continue;
-            };
-            for (j, to) in to.iter_mut().enumerate() {
-                let j = order.get(column * TILE + j);
-                *to = j.map_or(0.0, |j| self.at(*i as usize, *j as usize));
             }
+        }
+        to[rows.len()..].as_flattened_mut().fill(0.0);
+        if row == column {
+            for (at, i) in rows.iter().enumerate() {
+                to[at][at] = self.at(*i as usize, *i as usize);
+            }
+        }
+    }
+
+    /// The numbers of a row at these columns, 0 at those that are taken out and beyond the last.
+    fn pick(&self, from: &[f32], columns: &[u32], to: &mut [f32; TILE]) {
+        let (to, beyond) = to.split_at_mut(columns.len());
+        beyond.fill(0.0);
+        let first = columns.first().map_or(0, |first| *first as usize);
+        // Neighbours, as in the natural order, are copied at once.
+        if columns.iter().enumerate().all(|(i, column)| *column as usize == first + i) {
+            to.copy_from_slice(&from[first..first + columns.len()]);
+        } else {
+            to.iter_mut().zip(columns).for_each(|(to, column)| *to = from[*column as usize]);
+        }
+        if self.any_out {
+            let out = columns.iter().map(|column| self.out[*column as usize]);
+            to.iter_mut().zip(out).filter(|(_, out)| *out).for_each(|(to, _)| *to = 0.0);
         }
     }
 
@@ -156,4 +180,41 @@ fn strange(hessian: &[f32], size: usize, diagonal: &[f32]) -> Vec<bool> {
         strange[i] = others.any(|(x, strange)| !x.is_finite() && !strange);
     }
     strange
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_hold_the_numbers_of_their_pairs_in_any_order() {
+        let size = TILE + 37;
+        let mut hessian: Vec<f32> =
+            (0..size * size).map(|at| (at / size + at % size) as f32 + 1.0).collect();
+        for spoilt in [false, true] {
+            if spoilt {
+                hessian[3 * size + 3] = 0.0;
+                hessian[140 * size + 140] = f32::NAN;
+            }
+            let curvature = Curvature::new(&hessian, size, 0.1);
+            assert_eq!(curvature.out[3], spoilt);
+            let natural: Vec<u32> = (0..size as u32).collect();
+            let shuffled = natural.iter().map(|i| (i * 7 + 5) % size as u32).collect();
+            for order in [natural, shuffled] {
+                let number = |s: usize, t: usize| match (order.get(s), order.get(t)) {
+                    (Some(i), Some(j)) => curvature.at(*i as usize, *j as usize),
+                    _ => 0.0,
+                };
+                for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let mut tile = [[f32::NAN; TILE]; TILE];
+                    curvature.tile(&order, row, column, &mut tile);
+                    for (i, numbers) in tile.iter().enumerate() {
+                        for (j, x) in numbers.iter().enumerate() {
+                            assert_eq!(*x, number(row * TILE + i, column * TILE + j), "{i} {j}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -194,7 +194,7 @@ impl Job<'_> {
     }
 
     /// What the importance matrix says of a tensor.
-    fn importance(&self, planned: &Planned) -> Result<Option<Stats>, Error> {
+    pub(crate) fn importance(&self, planned: &Planned) -> Result<Option<Stats>, Error> {
         let Some(imatrix) = self.imatrix.filter(|_| planned.kind != Kind::Vector) else {
             return Ok(None);
         };
@@ -288,6 +288,7 @@ impl Planned {
             copied: false,
             mean_square_error: loss.map(|loss| loss.error),
             mean_square: loss.map(|loss| loss.power),
+            zeros: loss.map(|loss| loss.zeros),
         }
     }
 }

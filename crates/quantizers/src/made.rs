@@ -14,7 +14,8 @@ impl Made {
     pub(crate) fn of(job: &Job<'_>) -> Self {
         let datasets = job.imatrix.map(|imatrix| imatrix.datasets.join(", "));
         let matrix = if job.imatrix.is_some() { ", with an importance matrix" } else { "" };
-        let method = format!("{}{matrix}", words(job.quantizer.name()));
+        let own = format!("{}{matrix}", words(job.quantizer.name()));
+        let method = view(job).into_iter().chain([own]).collect::<Vec<_>>().join(", then ");
         Self { method, data: datasets.filter(|names| !names.is_empty()) }
     }
 
@@ -25,10 +26,13 @@ impl Made {
         data: &CalibrationData,
     ) -> Self {
         let names = transforms.iter().map(|transform| transform.name());
-        let steps: Vec<_> = names.chain([words(job.quantizer.name()).to_owned()]).collect();
+        let own = words(job.quantizer.name()).to_owned();
+        let steps: Vec<_> = view(job).into_iter().chain(names).chain([own]).collect();
         let (name, samples, tokens) = (&data.name, data.samples, data.tokens);
-        let data = format!("{name}: {samples} samples, {tokens} tokens, seed {}", data.seed);
-        Self { method: steps.join(", then "), data: Some(data) }
+        let seed = data.seed;
+        let data = (tokens > 0)
+            .then(|| format!("{name}: {samples} samples, {tokens} tokens, seed {seed}"));
+        Self { method: steps.join(", then "), data }
     }
 
     /// The card of the result; none where nothing is quantized.
@@ -47,6 +51,11 @@ impl Made {
             quality: Vec::new(),
         })
     }
+}
+
+/// The view of the weights, where it is one: layers that are left, a rotation.
+fn view(job: &Job<'_>) -> Option<String> {
+    Some(job.weights.name()).filter(|name| !name.is_empty())
 }
 
 fn words(quantizer: &'static str) -> &'static str {

@@ -2,11 +2,13 @@ use std::thread;
 
 use lathe_formats::{Blocks, Rows};
 
-/// What coding did to a matrix: the mean squares of its error and of its weights.
+/// What coding did to a matrix: the mean squares of its error and of its weights, and how many of
+/// the coded weights are zero.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Deviation {
     pub(crate) error: f64,
     pub(crate) power: f64,
+    pub(crate) zeros: u64,
 }
 
 /// A thread is worth starting for this many weights.
@@ -18,7 +20,7 @@ const PER_THREAD: usize = 1 << 15;
 /// changes nothing.
 pub(crate) fn deviation(weights: &dyn Rows, coded: &Blocks, threads: usize) -> Deviation {
     let (rows, cols) = weights.shape();
-    let mut sums = vec![(0.0, 0.0); rows];
+    let mut sums = vec![Deviation { error: 0.0, power: 0.0, zeros: 0 }; rows];
     let threads = threads.clamp(1, (rows * cols / PER_THREAD).max(1));
     let share = rows.div_ceil(threads).max(1);
     thread::scope(|scope| {
@@ -28,14 +30,17 @@ pub(crate) fn deviation(weights: &dyn Rows, coded: &Blocks, threads: usize) -> D
                 for (j, sum) in sums.iter_mut().enumerate() {
                     weights.read(i * share + j, &mut before);
                     coded.decode_row(i * share + j, &mut after);
-                    *sum = squares(&before, &after);
+                    let (error, power) = squares(&before, &after);
+                    let zeros = after.iter().filter(|x| **x == 0.0).count() as u64;
+                    *sum = Deviation { error, power, zeros };
                 }
             });
         }
     });
     let count = (rows * cols).max(1) as f64;
-    let (error, power) = sums.iter().fold((0.0, 0.0), |(e, p), s| (e + s.0, p + s.1));
-    Deviation { error: error / count, power: power / count }
+    let sum = |of: fn(&Deviation) -> f64| sums.iter().map(of).sum::<f64>();
+    let zeros = sums.iter().map(|row| row.zeros).sum();
+    Deviation { error: sum(|row| row.error) / count, power: sum(|row| row.power) / count, zeros }
 }
 
 /// Sums of (before − after)² and before², in f64 over eight interleaved lanes.
@@ -70,6 +75,7 @@ mod tests {
             / weights.len() as f64;
         let one = deviation(&f32s, &coded, 1);
         assert!((one.error / plain - 1.0).abs() < 1e-9);
+        assert_eq!(one.zeros, decoded.iter().filter(|x| **x == 0.0).count() as u64);
         assert!((one.power - 0.5).abs() < 1e-4, "a sine's mean square is a half");
         for threads in [2, 3, 16] {
             assert_eq!(deviation(&f32s, &coded, threads), one);

@@ -407,7 +407,7 @@ fn known(format: &str) -> Result<&'static dyn AnyFormat, Error> {
 #[derive(Debug, Default)]
 struct Notes {
     fallbacks: BTreeMap<(&'static str, &'static str, usize, usize), Vec<String>>,
-    left_out: Vec<(String, &'static str)>,
+    left_out: BTreeMap<&'static str, Vec<String>>,
 }
 
 impl Notes {
@@ -417,7 +417,7 @@ impl Notes {
     }
 
     fn left_out(&mut self, name: &str, why: &'static str) {
-        self.left_out.push((name.to_owned(), why));
+        self.left_out.entry(why).or_default().push(name.to_owned());
     }
 
     fn lines(&self) -> Vec<String> {
@@ -428,8 +428,10 @@ impl Notes {
                  together, and they have {cols}"
             )
         });
-        let left_out =
-            self.left_out.iter().map(|(name, why)| format!("`{name}` is left out: {why}"));
+        let left_out = self.left_out.iter().map(|(why, names)| match names.as_slice() {
+            [name] => format!("`{name}` is left out: {why}"),
+            _ => format!("{} tensors such as `{}` are left out: {why}", names.len(), names[0]),
+        });
         fallbacks.chain(left_out).collect()
     }
 }

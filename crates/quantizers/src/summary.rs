@@ -48,4 +48,6 @@ pub struct Done {
     pub mean_square_error: Option<f64>,
     /// Mean square of the weights, to hold the error against.
     pub mean_square: Option<f64>,
+    /// Weights that are exactly zero as coded; `None` as above.
+    pub zeros: Option<u64>,
 }

@@ -7,7 +7,12 @@ use lathe_optimize::{Coding, PLAIN, Requirements, WAYS};
 use lathe_quantizers::{METHODS, Method};
 use lathe_report::Weights;
 
-use crate::{args::Global, commands::quantize::goal, exit::Ended, walk};
+use crate::{
+    args::Global,
+    commands::quantize::{goal, prune},
+    exit::Ended,
+    walk,
+};
 
 /// Options of `lathe optimize`.
 #[derive(Args)]
@@ -100,7 +105,8 @@ pub(crate) struct Needs {
 #[command(next_help_heading = "Measuring")]
 pub(crate) struct Measuring {
     /// What weights are made into, as in q8_0,q4_k_m,int4_g128+gptq: formats or mixes, each with
-    /// a method of `lathe quantize` [default: the usual ones]
+    /// a method of `lathe quantize` and what its --prune takes, as in q4_0+gptq+sparsegpt:2:4
+    /// [default: the usual ones]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     formats: Vec<String>,
     /// Types of the KV cache: the first is every configuration's, further ones are tried on the
@@ -191,7 +197,12 @@ impl Measuring {
         }
         let mut asked = Vec::new();
         for text in &self.formats {
-            let coding = Coding::parse(text);
+            let mut coding = Coding::parse(text);
+            if let Some(asked) = &mut coding.prune {
+                let prune = prune(asked).map_err(|error| anyhow!("--formats {text}: {error}"))?;
+                // However it was written, it has one name.
+                *asked = prune.to_string();
+            }
             let method = Method::by_name(&coding.method).ok_or_else(|| {
                 let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
                 let (found, known) = (&coding.method, known.join(", "));

@@ -1,4 +1,5 @@
 mod budget;
+mod pruning;
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +31,8 @@ use crate::{
     making::Making,
     open, ui,
 };
+use pruning::{PruningArgs, Texts};
+pub(crate) use pruning::{notes as pruning_notes, prune};
 
 /// Options of `lathe quantize`.
 #[derive(Args)]
@@ -94,6 +97,8 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, help_heading = "Deployment")]
     unchecked: bool,
     #[command(flatten)]
+    pruning: PruningArgs,
+    #[command(flatten)]
     calibration: CalibrationArgs,
     /// Calibrate a layer's matrices with the layer as it was, not with those before quantized
     #[arg(long, help_heading = "Calibration")]
@@ -112,6 +117,8 @@ Examples:
   lathe quantize demo --to bf16 --container gguf -o demo.gguf
   lathe quantize ./Qwen2.5-1.5B --to int4_g128 --method gptq --max-memory 4GiB
   lathe quantize ./Qwen2.5-1.5B --to int4_g128 --method gptq --calibration chats.jsonl --rotate
+  lathe quantize ./Qwen2.5-1.5B --to int4_g128 --method gptq --prune sparsegpt:2:4
+  lathe quantize ./Qwen2.5-1.5B --to bf16 --drop-layers 2       the two that do least
   lathe quantize ./Qwen2.5-1.5B --budget 1GiB --calibration chats.jsonl -o qwen-1g.gguf
   lathe quantize ./Qwen2.5-1.5B --to q4_k_m --imatrix qwen.imatrix.gguf -o qwen-q4_k_m.gguf
 
@@ -187,13 +194,17 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
     let model = Model::read(&checkpoint).with_context(|| args.model.clone())?;
     let threads = args.threads.unwrap_or_else(default_threads);
     let stored = Stored { model: &model, checkpoint: &checkpoint };
-    let rotated = args.rotate.map(|seed| Rotated::new(&stored, seed, threads)).transpose()?;
-    let weights: &dyn Weights = rotated.as_ref().map_or(&stored, |rotated| rotated);
+    let texts = Texts { args: &args.calibration, checkpoint: &checkpoint, model: &model };
+    let dropped = args.pruning.dropped(&stored, &texts, threads, &bar)?;
+    let shortened = dropped.as_ref().map(|dropped| dropped.of(&stored, &checkpoint)).transpose()?;
+    let weights: &dyn Weights = shortened.as_ref().map_or(&stored, |shortened| shortened);
+    let rotated = args.rotate.map(|seed| Rotated::new(weights, seed, threads)).transpose()?;
+    let weights: &dyn Weights = rotated.as_ref().map_or(weights, |rotated| rotated);
     let plan = Plan::new(weights.model(), &checkpoint, &args.recipe()?)?;
     let out = args.out(&plan);
     args.check_out(&out, &checkpoint, &plan)?;
     let answers = args.check_loading(weights.model(), &checkpoint, &plan, &bar)?;
-    let how = args.how(&checkpoint, &model, &plan, &bar)?;
+    let how = args.how(&texts, &plan, &bar)?;
     rotated.iter().flat_map(Rotated::notes).for_each(|note| bar.note(&note));
     let making = Making {
         checkpoint: &checkpoint,
@@ -214,7 +225,11 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
         plan.format.name(),
         plan.bits_per_weight()
     ));
-    let summary = making.carry_out(&bar).with_context(|| args.model.clone())?;
+    let mut summary = making.carry_out(&bar).with_context(|| args.model.clone())?;
+    summary.notes.extend(dropped.map(|dropped| dropped.why));
+    if args.pruning.prune.is_some() {
+        summary.notes.extend(pruning_notes(&plan));
+    }
     bar.clear();
     if global.json {
         ui::json(&Quantized {
@@ -226,7 +241,7 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
             run: run_line(&out),
         })?;
     } else {
-        ui::out(&words(&summary, &out))?;
+        ui::out(&words(&summary, &out, args.pruning.prune.is_some()))?;
     }
     Ok(Ended::Well)
 }
@@ -292,13 +307,7 @@ impl QuantizeArgs {
     }
 
     /// The method with everything that it needs, and why it was chosen where nobody asked for it.
-    fn how(
-        &self,
-        checkpoint: &Checkpoint,
-        model: &Model,
-        plan: &Plan,
-        progress: &dyn Progress,
-    ) -> anyhow::Result<How> {
+    fn how(&self, texts: &Texts<'_>, plan: &Plan, progress: &dyn Progress) -> anyhow::Result<How> {
         let method = match self.method {
             Some(method) => method,
             None => {
@@ -318,16 +327,18 @@ impl QuantizeArgs {
             let smooth = Smooth::new(alpha).context("--smooth")?;
             pipeline.transforms.insert(0, Box::new(smooth));
         }
+        if let Some(prune) = self.pruning.prune {
+            pipeline = pipeline.after(prune);
+        }
         let calibrates = pipeline.needs() > Needs::Nothing;
-        if !calibrates && self.calibration.given() {
+        if !calibrates && self.calibration.given() && !self.pruning.compares_layers() {
             progress.note(&format!("{} does not calibrate: the texts are not used", method.name));
         }
         let imatrix = self.imatrix.as_deref().map(Imatrix::read).transpose()?;
         if calibrates && imatrix.is_some() {
             progress.note("calibration takes the place of --imatrix");
         }
-        let calibration =
-            calibrates.then(|| self.calibration.draw(checkpoint, model, progress)).transpose()?;
+        let calibration = calibrates.then(|| texts.draw(progress)).transpose()?;
         Ok(How {
             pipeline,
             imatrix: imatrix.filter(|_| !calibrates),
@@ -422,7 +433,7 @@ fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
-fn words(summary: &Summary, out: &Path) -> String {
+fn words(summary: &Summary, out: &Path, pruned: bool) -> String {
     let mut by_format: BTreeMap<&str, Vec<&Done>> = BTreeMap::new();
     for tensor in &summary.tensors {
         by_format.entry(tensor.format).or_default().push(tensor);
@@ -445,6 +456,9 @@ fn words(summary: &Summary, out: &Path) -> String {
     let header =
         ["format", ">tensors", ">copied", ">bytes", ">mean square error", ">relative error (RMS)"];
     let mut text = ui::table(&header, &rows);
+    if pruned {
+        text += &format!("\n{}", pruning::sparsity(&summary.tensors));
+    }
     for note in &summary.notes {
         text += &format!("{} {note}\n", ui::yellow("note:"));
     }
@@ -527,6 +541,7 @@ mod tests {
             copied: false,
             mean_square_error: Some(error),
             mean_square: Some(power),
+            zeros: None,
         };
         let tensors = [done(1, 1.0, 4.0), done(3, 0.0, 4.0)];
         assert_eq!(relative_error(&tensors), Some(1.0 / 16.0));

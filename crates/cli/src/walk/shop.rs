@@ -18,7 +18,7 @@ use lathe_optimize::{
     Candidate, Coding, Cost, EngineOrder, Made, ModelFacts, Settings, Sizes, Workshop, sha256,
     size_of,
 };
-use lathe_quantizers::{Calibration, Method, Needs, Plan, Stored, Target};
+use lathe_quantizers::{Calibration, Method, Needs, Plan, Prune, Stored, Target};
 use lathe_tokens::{Template, Tokenizer};
 
 use super::{
@@ -26,7 +26,10 @@ use super::{
     facts::model_hashes,
 };
 use crate::{
-    commands::{calibration::CalibrationArgs, quantize::goal},
+    commands::{
+        calibration::CalibrationArgs,
+        quantize::{goal, pruning_notes},
+    },
     how::How,
     making::Making,
     open,
@@ -159,16 +162,17 @@ impl Shop {
     }
 
     /// Whether a format or mix can make the model smaller: nothing is gained by writing a model in
-    /// the format that it has, or one with more bits.
-    pub(crate) fn is_worth_making(&self, format: &str) -> bool {
+    /// the format that it has, or one with more bits. Pruned weights are made as they are asked for.
+    pub(crate) fn is_worth_making(&self, coding: &Coding) -> bool {
         let stored = self.stored_format();
         let bits = |name: &str| {
             let format = lathe_formats::by_name(name).ok()?;
             Some(format.row_bytes(4096) as f64 * 8.0 / 4096.0)
         };
-        let wanted = goal(format).ok().and_then(|goal| Some(goal.recipe().ok()?.to.name()));
+        let wanted = goal(&coding.format).ok();
+        let wanted = wanted.and_then(|goal| Some(goal.recipe().ok()?.to.name()));
         match (bits(&stored), wanted.and_then(bits)) {
-            (Some(stored), Some(candidate)) => candidate < stored,
+            (Some(stored), Some(candidate)) => candidate < stored || coding.prune.is_some(),
             _ => true,
         }
     }
@@ -207,7 +211,10 @@ impl Shop {
     fn how(&self, coding: &Coding, progress: &dyn Progress) -> anyhow::Result<How> {
         let method = Method::by_name(&coding.method)
             .with_context(|| format!("there is no method `{}`", coding.method))?;
-        let pipeline = (method.make)(&lathe_quantizers::Settings::default())?;
+        let mut pipeline = (method.make)(&lathe_quantizers::Settings::default())?;
+        if let Some(prune) = &coding.prune {
+            pipeline = pipeline.after(prune.parse::<Prune>()?);
+        }
         let calibration = match pipeline.needs() {
             Needs::Nothing => None,
             _ => Some(self.calibration(progress)?.clone()),
@@ -233,16 +240,21 @@ impl Shop {
         let time = rate * plan.parameters() as f64;
         let memory = plan.largest();
         let how = self.how(coding, &Silent)?;
-        let Some(calibration) = how.calibration.as_ref().filter(|_| how.by_layer()) else {
+        if !how.by_layer() {
             return Ok(Cost { time: Seconds(time), memory });
-        };
-        let tokens = calibration.about.tokens as f64;
+        }
+        let tokens = how.calibration.as_ref().map_or(0.0, |drawn| drawn.about.tokens as f64);
+        // What makes up for errors goes through all pairs of columns for every row.
+        let steps = how.pipeline.transforms.iter().map(|transform| transform.needs());
+        let steps = steps.chain([how.pipeline.quantizer.needs()]);
+        let solves = steps.filter(|needs| *needs == Needs::Hessian).count() as f64;
         let linears = plan.tensors.iter().filter(|tensor| tensor.kind == Kind::Linear);
         let operations: f64 = linears
             .map(|tensor| {
                 let (rows, cols) = (tensor.rows as f64, tensor.cols as f64);
                 // Two passes of the tokens, the products of inputs, and the codes' own errors.
-                2.0 * tokens * rows * cols * 2.0 + tokens * cols * cols / 2.0 + rows * cols * cols
+                let products = tokens * cols * cols / 2.0;
+                2.0 * tokens * rows * cols * 2.0 + products + solves * rows * cols * cols
             })
             .sum();
         let time = time + operations / arithmetic(self.settings.threads);
@@ -318,7 +330,10 @@ impl Workshop for Shop {
             replace: true,
             measure: false,
         };
-        let summary = making.carry_out(progress).map_err(|error| format!("{error:#}"))?;
+        let mut summary = making.carry_out(progress).map_err(|error| format!("{error:#}"))?;
+        if coding.prune.is_some() {
+            summary.notes.extend(pruning_notes(&plan));
+        }
         Ok(Made {
             size: size_of(&path).map_err(|error| error.to_string())?,
             bits_per_weight: summary.bits_per_weight,

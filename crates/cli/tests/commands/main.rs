@@ -4,6 +4,7 @@ mod bad_inputs;
 mod inspect;
 mod measuring;
 mod preflight;
+mod pruned;
 mod quantize;
 mod text;
 

@@ -246,7 +246,10 @@ impl Run<'_> {
     ) -> Result<Blocks, Error> {
         let numbers = Numbers::open(&work.weights, self.job.checkpoint, planned)?;
         let same = numbers.in_order(planned.format);
-        let copied = same.is_some();
+        let copied = same.is_some() && !work.has_edited(planned);
+        // Without calibration, an importance matrix may say something.
+        let own = if stats.is_none() { self.job.importance(planned)? } else { None };
+        let stats = stats.or(own.as_ref());
         let blocks = match same {
             // Dense numbers are coded anew, to the same bytes, because that finds NaN.
             Some(blocks) if !is_dense(planned.format) => blocks.clone(),
@@ -372,6 +375,15 @@ fn rows_of(weights: &[Weight], role: Role) -> usize {
 }
 
 impl Work<'_> {
+    /// Whether a transform has changed any of a tensor's numbers.
+    fn has_edited(&self, planned: &Planned) -> bool {
+        let edited = |role: &Role| match role {
+            Role::Layer(_, part) => self.weights.parts.contains_key(part),
+            _ => false,
+        };
+        planned.roles.iter().any(edited)
+    }
+
     /// Everything of a stage as it is now: coded where it is.
     fn blocks(&self, stage: usize) -> Result<BTreeMap<Part, Blocks>, Error> {
         let mut blocks = BTreeMap::new();

@@ -70,7 +70,8 @@ impl Calibrated<'_> {
     ///
     /// **Errors**: a cap that is too low.
     pub fn estimate(&self) -> Result<Estimate, Error> {
-        if self.calibration.about.tokens == 0 {
+        let needs = self.fold_needs().max(self.stage_needs());
+        if self.calibration.about.tokens == 0 && needs > Needs::Nothing {
             return Err(Error::NoTexts { name: self.calibration.about.name.clone() });
         }
         Estimate::new(self)
@@ -275,7 +276,8 @@ impl<'a> Run<'a> {
         let Self { job, writer, states, done, notes, resumed, .. } = self;
         writer.finish()?;
         states.remove()?;
-        let calibration = Some(self.calibrated.calibration.about.clone());
+        let about = &self.calibrated.calibration.about;
+        let calibration = (about.tokens > 0).then(|| about.clone());
         let summary = job.summary(done, resumed, start.elapsed().into());
         Ok(Summary { notes, calibration, ..summary })
     }

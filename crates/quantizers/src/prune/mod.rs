@@ -1,6 +1,7 @@
 mod mask;
 mod simple;
 mod sparsegpt;
+mod words;
 
 use lathe_formats::AnyFormat;
 use lathe_models::Stage;
@@ -11,8 +12,8 @@ pub(crate) use mask::Mask;
 
 /// Zeroes weights.
 ///
-/// Zeros stay exact zeros in every format whose levels have one: see [`keeps_zeros`]; others are
-/// refused. [`crate::Gptq`] leaves a weight that is exactly zero alone, so that a pruned matrix is
+/// Zeros stay exact zeros in every format whose levels have one: see [`keeps_zeros`]; in others they
+/// become what is nearest. [`crate::Gptq`] leaves a weight that is exactly zero alone, so that a pruned matrix is
 /// coded within its mask. Doing both in one sweep over the columns, as SparseGPT's paper suggests,
 /// was tried and leaves more error: what is zeroed late can then be made up for by later columns
 /// only, while here all that stay do it before they are rounded.
@@ -49,22 +50,31 @@ pub enum Pattern {
 }
 
 impl Pattern {
+    /// What is wrong with the numbers by themselves.
+    fn refusal(self) -> Option<&'static str> {
+        match self {
+            Self::Share(share) if share > 0.0 && share < 1.0 => None,
+            Self::Share(_) => Some("give a share above 0 and below 1, such as 50%"),
+            Self::Of { keep, of } if (1..of).contains(&keep) && [2, 4, 8, 16, 32].contains(&of) => {
+                None
+            }
+            Self::Of { .. } => Some(
+                "N:M keeps N of M neighbours: N is at least 1 and fewer than M, M is 2, 4, 8, 16 \
+                 or 32",
+            ),
+        }
+    }
+
     /// Checks the numbers against the `cols` of a matrix.
     fn check(self, cols: usize) -> Result<(), Error> {
-        let instead = match self {
-            Self::Share(share) if (0.0..1.0).contains(&share) => return Ok(()),
-            Self::Share(_) => "give a share from 0 to less than 1".to_owned(),
-            Self::Of { keep, of }
-                if keep > of || !(2..=32).contains(&of) || !of.is_power_of_two() =>
-            {
-                "keep at most n of m neighbours, m being 2, 4, 8, 16 or 32".to_owned()
-            }
-            Self::Of { of, .. } if !cols.is_multiple_of(of) => {
+        let instead = match (self.refusal(), self) {
+            (Some(why), _) => why.to_owned(),
+            (None, Self::Of { of, .. }) if !cols.is_multiple_of(of) => {
                 format!("the {cols} columns of this matrix would have to be a multiple of {of}")
             }
-            Self::Of { .. } => return Ok(()),
+            (None, _) => return Ok(()),
         };
-        Err(Error::Unsupported { what: format!("pruning by {self:?}"), instead })
+        Err(Error::Unsupported { what: format!("pruning by {self}"), instead })
     }
 }
 
@@ -105,15 +115,7 @@ impl Prune {
 
 impl Transform for Prune {
     fn name(&self) -> String {
-        let criterion = match self.criterion {
-            Criterion::Magnitude => "magnitude",
-            Criterion::Wanda => "wanda",
-            Criterion::SparseGpt => "sparsegpt",
-        };
-        match self.pattern {
-            Pattern::Share(share) => format!("prune {criterion} {share}"),
-            Pattern::Of { keep, of } => format!("prune {criterion} {keep}:{of}"),
-        }
+        format!("prune {self}")
     }
 
     fn needs(&self) -> Needs {
@@ -137,9 +139,6 @@ impl Transform for Prune {
     ) -> Result<Vec<String>, Error> {
         let mut notes = Vec::new();
         for part in stage.linears {
-            if let Some(format) = cx.formats.get(part) {
-                refuse_without_zero(*format)?;
-            }
             if let Some(weights) = block.matrix_mut(*part) {
                 notes.extend(self.apply_to(weights, stats, cx.threads)?);
             }
@@ -153,17 +152,6 @@ fn uncalibrated(criterion: &str) -> Error {
         what: format!("pruning by {criterion} without calibration"),
         instead: "give it texts to calibrate with, or prune by magnitude".to_owned(),
     }
-}
-
-/// Refuses formats in which pruned weights would not be zero.
-fn refuse_without_zero(format: &'static dyn AnyFormat) -> Result<(), Error> {
-    if keeps_zeros(format) {
-        return Ok(());
-    }
-    Err(Error::Unsupported {
-        what: format!("pruning to {}, which has no exact zero", format.name()),
-        instead: "choose a format that has, such as int4_g128, nf4, q4_0, q8_0 or bf16".to_owned(),
-    })
 }
 
 /// Whether a weight of exactly 0 is exactly 0 when it is decoded, whatever its neighbours.

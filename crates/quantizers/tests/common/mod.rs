@@ -14,7 +14,7 @@ use lathe_formats::by_name;
 use lathe_models::{Config, Kind, Model, Weight};
 use lathe_quantizers::{
     About, Calibrated, Calibration, Error, Estimate, Gptq, Job, Measured, Plan, Quantizer, Recipe,
-    Rtn, Stored, Summary, Target, measure_importance, quantize, quantize_calibrated,
+    Rtn, Stored, Summary, Target, Transform, measure_importance, quantize, quantize_calibrated,
 };
 use serde_json::{Value, json};
 
@@ -88,6 +88,7 @@ pub(crate) struct Case {
     /// Of calibrated jobs.
     pub(crate) threads: usize,
     pub(crate) max_memory: Option<Bytes>,
+    pub(crate) transforms: Vec<Box<dyn Transform>>,
     about: About,
 }
 
@@ -97,7 +98,8 @@ impl Case {
         let model = Model::read(&checkpoint)?;
         let plan = Plan::new(&model, &checkpoint, recipe)?;
         let about = About { name: "Test".to_owned(), tokenizer: Metadata::new() };
-        Ok(Self { checkpoint, model, plan, imatrix: None, threads: 2, max_memory: None, about })
+        let (imatrix, max_memory, transforms) = (None, None, Vec::new());
+        Ok(Self { checkpoint, model, plan, imatrix, threads: 2, max_memory, transforms, about })
     }
 
     pub(crate) fn run(
@@ -163,7 +165,7 @@ impl Case {
         self.with_job(quantizer, out, |job| {
             then(&Calibrated {
                 job: *job,
-                transforms: &[],
+                transforms: &self.transforms,
                 calibration: data,
                 sequential: true,
                 max_memory: self.max_memory,

@@ -100,6 +100,7 @@ pub(super) fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<Ended>
     let bar = ui::Bar::new(global.quiet);
     let own = &args.budget;
     let budget = own.budget().context("--budget or --bpw is needed")?;
+    args.pruning.refuse("--budget and --bpw")?;
     let checkpoint = open::checkpoint(&args.model, &bar)?;
     let model = Model::read(&checkpoint).with_context(|| args.model.clone())?;
     let recipe = args.recipe()?;
