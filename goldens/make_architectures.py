@@ -9,11 +9,12 @@ GGUF can say what config.json says, model.gguf by llama.cpp's own converter.
 import argparse
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import versions
@@ -36,6 +37,7 @@ class Golden:
     gguf_reads_as: dict = field(default_factory=dict)  # what a reader of the GGUF cannot know, and assumes
     short: int | None = None  # also the logits of this many tokens, on their own
     note: str = ""
+    fused: bool = False  # experts as transformers 5 holds them in memory, instead of one by one
 
 
 def dense(model_type: str, architecture: str, **more) -> dict:
@@ -155,6 +157,36 @@ GOLDENS = {
               rope_scaling=dict(type="longrope", short_factor=[1.0, 1.05, 1.1, 1.2, 1.3, 1.4],
                                 long_factor=[1.0, 1.2, 1.7, 2.5, 3.5, 5.0])),
         "llama2", short=24, note="12 of a head's 16 numbers are rotated (Phi-4-mini)"),
+    "mixtral": Golden(
+        dense("mixtral", "MixtralForCausalLM", intermediate_size=32, num_local_experts=4, num_experts_per_tok=2,
+              num_attention_heads=4, num_key_value_heads=2, rope_theta=1000000.0, sliding_window=None),
+        "llama2", storage="sharded"),
+    "mixtral-fused": Golden(
+        dense("mixtral", "MixtralForCausalLM", intermediate_size=40, num_local_experts=3, num_experts_per_tok=1,
+              num_hidden_layers=1, rope_theta=1000000.0, sliding_window=8),
+        "llama2", gguf=None, fused=True, note="one expert per token; a layer's experts in two tensors"),
+    "qwen2-moe": Golden(
+        dense("qwen2_moe", "Qwen2MoeForCausalLM", **BYTE_LEVEL, num_experts=6, num_experts_per_tok=3,
+              moe_intermediate_size=16, shared_expert_intermediate_size=40, decoder_sparse_step=1,
+              norm_topk_prob=False, use_sliding_window=False, sliding_window=16, max_window_layers=1,
+              rms_norm_eps=1e-6, rope_theta=1000000.0),
+        "qwen2", note="a shared expert with a gate; weights that do not sum to 1"),
+    "qwen3-moe": Golden(
+        dense("qwen3_moe", "Qwen3MoeForCausalLM", **BYTE_LEVEL, num_attention_heads=4, num_key_value_heads=2,
+              head_dim=16, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, norm_topk_prob=True,
+              decoder_sparse_step=1, mlp_only_layers=[], attention_bias=False, rope_theta=1000000.0,
+              rms_norm_eps=1e-6, sliding_window=None, use_sliding_window=False),
+        "qwen2"),
+    "qwen3-moe-mixed": Golden(
+        dense("qwen3_moe", "Qwen3MoeForCausalLM", num_hidden_layers=3, num_local_experts=4, num_experts_per_tok=3,
+              moe_intermediate_size=24, norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[1],
+              rms_norm_eps=1e-6, rope_parameters=dict(rope_type="default", rope_theta=10000.0)),
+        "llama2", gguf=None, note="a layer without experts, which GGUF has no place for; num_local_experts"),
+    "olmoe": Golden(
+        dense("olmoe", "OlmoeForCausalLM", intermediate_size=16, num_experts=8, num_experts_per_tok=2,
+              num_attention_heads=4, num_key_value_heads=4, norm_topk_prob=False, clip_qkv=None,
+              rope_theta=10000.0),
+        "llama2", note="norms over all heads of queries and keys"),
 }
 
 PRE = {"llama3": "llama-bpe", "qwen2": "qwen2"}
@@ -188,14 +220,24 @@ def random_weights(model: torch.nn.Module, dtype: str, seed: int) -> dict[str, t
         elif "embed" in name or "lm_head" in name:
             w = 0.35 * noise
         elif any(part in name for part in ("q_proj", "k_proj", "qkv_proj")):
-            w = noise * 1.6 / old.shape[1] ** 0.5
+            w = noise * 1.6 / old.shape[-1] ** 0.5
         else:
-            w = noise * 1.1 / old.shape[1] ** 0.5
+            w = noise * 1.1 / old.shape[-1] ** 0.5
         if dtype != "f32":
             w = w.bfloat16().float()
             w[w.abs() < 2.0**-14] = 0.0
         weights[name] = w.to(STORED[dtype]).contiguous()
     return weights
+
+
+def one_by_one(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights under the names that `save_pretrained` gives, which has no stacks of experts."""
+    model.load_state_dict({name: w.float() for name, w in weights.items()}, strict=False)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        saved = load_file(Path(folder) / "model.safetensors")
+    dtype = next(iter(weights.values())).dtype
+    return {name: w.to(dtype).contiguous() for name, w in saved.items()}
 
 
 def write_weights(folder: Path, weights: dict[str, torch.Tensor], storage: str) -> None:
@@ -249,6 +291,8 @@ def make(name: str, golden: Golden, converter: Converter, seed: int) -> None:
 
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     weights = random_weights(model, golden.dtype, seed)
+    if any(".experts." in name for name in weights) and not golden.fused:
+        weights = one_by_one(model, weights)
     write_weights(folder, weights, golden.storage)
 
     ids = torch.randint(3, config["vocab_size"], (TOKENS,), generator=torch.Generator().manual_seed(seed))

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Args;
 use lathe_files::{Checkpoint, Container, Layout};
-use lathe_models::{Kind, Model, Part, Role};
+use lathe_models::{Model, Part, Role};
 use lathe_preflight::{Answer, Artifact, Device, Matrix, Obstacle, Rules, Split, check, check_all};
 use lathe_quantizers::{Plan, Target};
 use serde_json::Value;
@@ -115,7 +115,7 @@ pub(crate) fn stored(model: &Model, checkpoint: &Checkpoint) -> Artifact {
     let matrices = model
         .weights
         .iter()
-        .filter(|located| located.weight.kind != Kind::Vector)
+        .filter(|located| located.weight.kind.may_be_coded())
         .map(|located| {
             let name = &located.tensor.name;
             let format = checkpoint.format(name).unwrap_or_default();
@@ -139,7 +139,7 @@ pub(crate) fn planned(model: &Model, checkpoint: &Checkpoint, plan: &Plan) -> Ar
     let matrices: Vec<Matrix> = plan
         .tensors
         .iter()
-        .filter(|planned| planned.kind != Kind::Vector)
+        .filter(|planned| planned.kind.may_be_coded())
         .map(|planned| {
             let shape = (planned.rows, planned.cols);
             let split = planned.roles.first().map_or(Split::Outside, |role| split(*role));
@@ -194,7 +194,9 @@ fn matrix(name: &str, (rows, cols): (usize, usize), format: &str, split: Split) 
 /// Which side of a weight tensor parallelism cuts.
 fn split(role: Role) -> Split {
     match role {
-        Role::Layer(_, Part::Out | Part::Down) => Split::Cols,
+        Role::Layer(_, Part::Out | Part::Down | Part::ExpertDown(_) | Part::SharedDown) => {
+            Split::Cols
+        }
         Role::Layer(..) => Split::Rows,
         _ => Split::Outside,
     }

@@ -41,6 +41,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Bytes that a weight takes.
     fn weight_bytes(&self, weight: &Self::Weight) -> usize;
 
+    /// How many rows a weight has: the numbers of its products.
+    fn rows(&self, weight: &Self::Weight) -> usize;
+
     /// `out[t] = scale · table[tokens[t]]`
     fn embed(&self, table: &Self::Weight, tokens: &[u32], scale: f32, out: &mut Self::Buffer);
 
@@ -87,6 +90,19 @@ pub trait Backend: Send + Sync + 'static {
     /// `out[i] = x[rows[i]]` for rows of `width`.
     fn gather(&self, rows: &[usize], width: usize, x: &Self::Buffer, out: &mut Self::Buffer);
 
+    /// `out[rows[i]] += weights[i] · x[i]` for rows of `width`, in the order of `rows`.
+    fn scatter_add(
+        &self,
+        rows: &[usize],
+        weights: &[f32],
+        width: usize,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    );
+
+    /// `x = 0`, the first `len` numbers.
+    fn clear(&self, len: usize, x: &mut Self::Buffer);
+
     /// Copies numbers to the host.
     fn read(&self, from: &Self::Buffer, range: Range<usize>, out: &mut Vec<f32>);
 }
@@ -98,6 +114,8 @@ pub enum Use {
     Table,
     /// It is multiplied with.
     Product,
+    /// The same, and every digit of the result counts.
+    ExactProduct,
     /// Both: an embedding that is the head as well.
     TableAndProduct,
 }

@@ -100,6 +100,9 @@ impl Backend for Cpu {
                 let matrix = Matrix::with(blocks, self.precision, &self.pool)?;
                 CpuWeight::Matrix(matrix.with_inputs(inputs))
             }
+            Use::ExactProduct => {
+                CpuWeight::Matrix(Matrix::with(blocks, Precision::Exact, &self.pool)?)
+            }
         })
     }
 
@@ -126,6 +129,13 @@ impl Backend for Cpu {
         match weight {
             CpuWeight::Table(blocks) => blocks.bytes(),
             CpuWeight::Matrix(matrix) => matrix.bytes(),
+        }
+    }
+
+    fn rows(&self, weight: &CpuWeight) -> usize {
+        match weight {
+            CpuWeight::Table(blocks) => blocks.rows,
+            CpuWeight::Matrix(matrix) => matrix.rows(),
         }
     }
 
@@ -253,6 +263,25 @@ impl Backend for Cpu {
         for (row, out) in rows.iter().zip(out.chunks_exact_mut(width)) {
             out.copy_from_slice(&x[row * width..][..width]);
         }
+    }
+
+    fn scatter_add(
+        &self,
+        rows: &[usize],
+        weights: &[f32],
+        width: usize,
+        x: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) {
+        for ((row, weight), x) in rows.iter().zip(weights).zip(x.chunks_exact(width)) {
+            let out = &mut out[row * width..][..width];
+            out.iter_mut().zip(x).for_each(|(sum, x)| *sum += weight * x);
+            self.settle(out);
+        }
+    }
+
+    fn clear(&self, len: usize, x: &mut Vec<f32>) {
+        x[..len].fill(0.0);
     }
 
     fn read(&self, from: &Vec<f32>, range: Range<usize>, out: &mut Vec<f32>) {

@@ -232,8 +232,7 @@ impl<B: Backend> Executor<B> {
             let rows = if last { self.keep_wanted(pass, layer, buffers) } else { tokens };
             steps.mixer_output(rows, &weights.mixer_out, buffers);
             steps.mlp_input(rows, &weights.before_mlp, buffers);
-            steps.gate(rows, &weights.mlp_in, buffers);
-            steps.mlp_output(rows, &weights.mlp_out, buffers);
+            steps.mlp(rows, &weights.mlp_in, &weights.mlp_out, buffers);
         }
         let head = Head {
             backend: &self.backend,
@@ -298,7 +297,8 @@ mod tests {
         let config = json!({
             "architectures": [arch], "vocab_size": 96, "hidden_size": 40, "num_hidden_layers": 2,
             "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
-            "intermediate_size": 112, "max_position_embeddings": 64,
+            "intermediate_size": 112, "max_position_embeddings": 64, "num_local_experts": 6,
+            "num_experts_per_tok": 2,
         });
         let Value::Object(map) = config else { unreachable!() };
         read_config(&Config::new(map)).unwrap().1
@@ -306,11 +306,14 @@ mod tests {
 
     #[test]
     fn working_memory_is_what_the_spec_says() {
-        for arch in ["LlamaForCausalLM", "Gemma3ForCausalLM"] {
+        for arch in ["LlamaForCausalLM", "Gemma3ForCausalLM", "MixtralForCausalLM"] {
             let spec = spec(arch);
             let cpu = Cpu::new(1, Precision::Exact, Rounding::None);
             let b = Buffers::new(&cpu, &spec, 24).unwrap();
-            let all = [&b.x, &b.normed, &b.branch, &b.q, &b.mixed, &b.k, &b.v, &b.gate, &b.up];
+            let all = [
+                &b.x, &b.normed, &b.branch, &b.q, &b.mixed, &b.k, &b.v, &b.gate, &b.up, &b.scores,
+                &b.picked, &b.routed,
+            ];
             let numbers: usize = all.iter().map(|buffer| buffer.len()).sum();
             let bytes = 4 * (numbers + b.logits.len()) as u64;
             assert_eq!(bytes, spec.activation_bytes(24, LOGIT_ROWS).0, "{arch}");

@@ -1,12 +1,13 @@
 use std::ops::Range;
 
 use lathe_kernels::Span;
-use lathe_models::{Attention, Frequencies, Layer, Mlp, Norm, Rope, Spec};
+use lathe_models::{Act, Attention, Experts, Frequencies, Layer, Mlp, Norm, QkNorm, Rope, Spec};
 
 use crate::{
     Error,
     backend::{Angles, Attend, Backend, MatMul, NormOf},
-    network::{Linear, MixerIn, MixerOut, MlpIn, MlpOut},
+    network::{Down, GateUp, Linear, MixerIn, MixerOut, MlpIn, MlpOut, Router},
+    routing::{Routed, Routes, logistic},
 };
 
 /// One layer, step by step, on the tokens of a pass: what the executor and the runner of single
@@ -40,6 +41,12 @@ pub(crate) struct Buffers<B: Backend> {
     pub(crate) v: B::Buffer,
     pub(crate) gate: B::Buffer,
     pub(crate) up: B::Buffer,
+    /// Of the experts, for each token.
+    pub(crate) scores: B::Buffer,
+    /// The inputs of one expert.
+    pub(crate) picked: B::Buffer,
+    /// Its outputs.
+    pub(crate) routed: B::Buffer,
     pub(crate) logits: B::Buffer,
 }
 
@@ -85,11 +92,15 @@ impl<B: Backend> Steps<'_, B> {
         self.linear(tokens, &weights.k, normed, k);
         self.linear(tokens, &weights.v, normed, v);
         if let Some(norm) = &attention.qk_norm {
+            let (norm, q_runs, k_runs) = match norm {
+                QkNorm::Head(norm) => (norm, heads, kv_heads),
+                QkNorm::Whole(norm) => (norm, 1, 1),
+            };
             if let Some(weight) = &weights.q_norm {
-                backend.norm_in_place(norm_of(norm, weight), tokens * heads, q);
+                backend.norm_in_place(norm_of(norm, weight), tokens * q_runs, q);
             }
             if let Some(weight) = &weights.k_norm {
-                backend.norm_in_place(norm_of(norm, weight), tokens * kv_heads, k);
+                backend.norm_in_place(norm_of(norm, weight), tokens * k_runs, k);
             }
         }
         backend.rope(place.angles, heads, head_dim, q);
@@ -134,26 +145,143 @@ impl<B: Backend> Steps<'_, B> {
         self.backend.norm(norm, rows, &buffers.x, &mut buffers.normed);
     }
 
-    /// What the down projection is fed, in `gate`.
-    pub(crate) fn gate(&self, rows: usize, weights: &MlpIn<B>, buffers: &mut Buffers<B>) {
-        let Buffers { normed, gate, up, .. } = buffers;
-        let Mlp::Gated { width, act, .. } = self.layer.mlp;
-        self.linear(rows, &weights.gate, normed, gate);
-        self.linear(rows, &weights.up, normed, up);
+    /// From what `mlp_input` gave through the perceptron, or the experts that each token is sent
+    /// to, back to the residual stream.
+    pub(crate) fn mlp(
+        &self,
+        rows: usize,
+        input: &MlpIn<B>,
+        output: &MlpOut<B>,
+        buffers: &mut Buffers<B>,
+    ) {
+        match (&self.layer.mlp, input, &output.down) {
+            (Mlp::Gated { act, .. }, MlpIn::Gated(weights), Down::Gated(down)) => {
+                let Buffers { normed, gate, up, branch, .. } = buffers;
+                self.gate(rows, *act, weights, (normed, gate, up));
+                self.linear(rows, down, gate, branch);
+            }
+            (
+                Mlp::Experts(experts),
+                MlpIn::Experts { router, experts: inputs, shared },
+                Down::Experts { experts: outputs, shared: shared_down },
+            ) => {
+                let routes = self.route(rows, experts, router, buffers);
+                self.backend.clear(rows * self.width, &mut buffers.branch);
+                for (e, routed) in routes.by_expert(experts.count) {
+                    self.expert_gate(experts, &inputs[e], &routed.rows, buffers);
+                    self.expert_output(&outputs[e], &routed, buffers);
+                }
+                if let (Some(shared), Some(down)) = (shared, shared_down) {
+                    let routed = self.to_shared(rows, router, buffers);
+                    self.shared_gate(rows, experts, shared, buffers);
+                    self.expert_output(down, &routed, buffers);
+                }
+            }
+            _ => unreachable!("the network is loaded by the same spec"),
+        }
+        self.mlp_output(rows, output, buffers);
+    }
+
+    /// `gate = act(gate(x)) · up(x)`
+    pub(crate) fn gate(
+        &self,
+        rows: usize,
+        act: Act,
+        weights: &GateUp<B>,
+        (x, gate, up): (&B::Buffer, &mut B::Buffer, &mut B::Buffer),
+    ) {
+        self.linear(rows, &weights.gate, x, gate);
+        self.linear(rows, &weights.up, x, up);
+        let width = self.backend.rows(&weights.gate.weight);
         self.backend.gated(act, rows * width, gate, up);
     }
 
-    /// From the gated values back to the residual stream.
+    /// Which experts the rows of `normed` go to.
+    pub(crate) fn route(
+        &self,
+        rows: usize,
+        experts: &Experts,
+        router: &Router<B>,
+        buffers: &mut Buffers<B>,
+    ) -> Routes {
+        let Buffers { normed, scores, .. } = buffers;
+        let op = MatMul { tokens: rows, weight: &router.scores, bias: None };
+        self.backend.matmul(op, normed, scores);
+        let mut values = Vec::with_capacity(rows * experts.count);
+        self.backend.read(scores, 0..rows * experts.count, &mut values);
+        Routes::choose(experts, &values)
+    }
+
+    /// All rows go to the shared expert, each as far as its score says.
+    pub(crate) fn to_shared(
+        &self,
+        rows: usize,
+        router: &Router<B>,
+        buffers: &mut Buffers<B>,
+    ) -> Routed {
+        let Buffers { normed, scores, .. } = buffers;
+        let mut weights = Vec::with_capacity(rows);
+        if let Some(weight) = &router.shared {
+            self.backend.matmul(MatMul { tokens: rows, weight, bias: None }, normed, scores);
+            self.backend.read(scores, 0..rows, &mut weights);
+        }
+        weights.iter_mut().for_each(|score| *score = logistic(*score));
+        Routed { rows: (0..rows).collect(), slots: Vec::new(), weights }
+    }
+
+    /// What an expert's down projection is fed by some rows of `normed`, in `gate`.
+    pub(crate) fn expert_gate(
+        &self,
+        experts: &Experts,
+        weights: &GateUp<B>,
+        rows: &[usize],
+        buffers: &mut Buffers<B>,
+    ) {
+        let Buffers { normed, picked, gate, up, .. } = buffers;
+        self.backend.gather(rows, self.width, normed, picked);
+        self.gate(rows.len(), experts.act, weights, (picked, gate, up));
+    }
+
+    /// What the shared expert's down projection is fed, in `gate`.
+    pub(crate) fn shared_gate(
+        &self,
+        rows: usize,
+        experts: &Experts,
+        weights: &GateUp<B>,
+        buffers: &mut Buffers<B>,
+    ) {
+        let Buffers { normed, gate, up, .. } = buffers;
+        self.gate(rows, experts.act, weights, (normed, gate, up));
+    }
+
+    /// Adds what an expert makes of `gate` to its tokens' rows of `branch`.
+    pub(crate) fn expert_output(
+        &self,
+        down: &Linear<B>,
+        routed: &Routed,
+        buffers: &mut Buffers<B>,
+    ) {
+        let Buffers { gate, routed: output, branch, .. } = buffers;
+        self.linear(routed.rows.len(), down, gate, output);
+        self.backend.scatter_add(&routed.rows, &routed.weights, self.width, output, branch);
+    }
+
+    /// From a perceptron's output, in `branch`, back to the residual stream.
     pub(crate) fn mlp_output(&self, rows: usize, weights: &MlpOut<B>, buffers: &mut Buffers<B>) {
-        let Buffers { x, branch, gate, .. } = buffers;
-        self.linear(rows, &weights.down, gate, branch);
+        let Buffers { x, branch, .. } = buffers;
         if let (Some(norm), Some(weight)) = (&self.layer.norms.after_mlp, &weights.after_mlp) {
             self.backend.norm_in_place(norm_of(norm, weight), rows, branch);
         }
         self.backend.add(rows * self.width, x, branch);
     }
 
-    fn linear(&self, tokens: usize, linear: &Linear<B>, x: &B::Buffer, out: &mut B::Buffer) {
+    pub(crate) fn linear(
+        &self,
+        tokens: usize,
+        linear: &Linear<B>,
+        x: &B::Buffer,
+        out: &mut B::Buffer,
+    ) {
         let op = MatMul { tokens, weight: &linear.weight, bias: linear.bias.as_ref() };
         self.backend.matmul(op, x, out);
     }
@@ -189,10 +317,9 @@ impl<B: Backend> Buffers<B> {
         let rows = |width: usize| backend.buffer(chunk * width);
         let q = widest(|layer| layer.attention().q_width());
         let kv = widest(|layer| layer.attention().kv_width());
-        let feed_forward = widest(|layer| {
-            let Mlp::Gated { width, .. } = layer.mlp;
-            width
-        });
+        let feed_forward = widest(|layer| layer.mlp.widest());
+        let experts = widest(|layer| layer.mlp.experts().map_or(0, |experts| experts.count));
+        let routed = if experts > 0 { spec.width } else { 0 };
         Ok(Self {
             x: rows(spec.width)?,
             normed: rows(spec.width)?,
@@ -203,6 +330,9 @@ impl<B: Backend> Buffers<B> {
             v: rows(kv)?,
             gate: rows(feed_forward)?,
             up: rows(feed_forward)?,
+            scores: rows(experts)?,
+            picked: rows(routed)?,
+            routed: rows(routed)?,
             logits: backend.buffer(LOGIT_ROWS * spec.vocab)?,
         })
     }

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use lathe_formats::Blocks;
-use lathe_models::{Kind, Part, Role, Spec, Weight};
+use lathe_models::{Experts, Kind, Mlp, Part, Role, Spec, Weight};
 
 use crate::{
     Error,
@@ -45,15 +45,35 @@ pub(crate) struct MixerOut<B: Backend> {
 }
 
 /// From the normed residual stream into the perceptron.
-pub(crate) struct MlpIn<B: Backend> {
+pub(crate) enum MlpIn<B: Backend> {
+    Gated(GateUp<B>),
+    Experts { router: Router<B>, experts: Vec<GateUp<B>>, shared: Option<GateUp<B>> },
+}
+
+/// What decides where a token goes.
+pub(crate) struct Router<B: Backend> {
+    /// Of each expert.
+    pub(crate) scores: B::Weight,
+    /// Of the shared expert.
+    pub(crate) shared: Option<B::Weight>,
+}
+
+/// A gated perceptron's first half.
+pub(crate) struct GateUp<B: Backend> {
     pub(crate) gate: Linear<B>,
     pub(crate) up: Linear<B>,
 }
 
 /// From the perceptron back to the residual stream.
 pub(crate) struct MlpOut<B: Backend> {
-    pub(crate) down: Linear<B>,
+    pub(crate) down: Down<B>,
     pub(crate) after_mlp: Option<B::Vector>,
+}
+
+/// A gated perceptron's other half, or those of all experts.
+pub(crate) enum Down<B: Backend> {
+    Gated(Linear<B>),
+    Experts { experts: Vec<Linear<B>>, shared: Option<Linear<B>> },
 }
 
 /// A matrix and its bias.
@@ -76,7 +96,8 @@ impl<B: Backend> Network<B> {
         let embed = loaded.matrix(Role::Embed)?;
         let head = (!spec.tied_head).then(|| loaded.matrix(Role::Head)).transpose()?;
         let final_norm = loaded.required(Role::FinalNorm)?;
-        let layers = (0..spec.layers.len()).map(|index| loaded.layer(index));
+        let layers =
+            (0..spec.layers.len()).map(|index| loaded.layer(index, &spec.layers[index].mlp));
         let layers = layers.collect::<Result<_, _>>()?;
         Ok(Self { embed, head, final_norm, layers, bytes: loaded.bytes })
     }
@@ -107,6 +128,7 @@ impl<B: Backend> Loaded<B> {
             Kind::Embedding if spec.tied_head => Use::TableAndProduct,
             Kind::Embedding => Use::Table,
             Kind::Head | Kind::Linear => Use::Product,
+            Kind::Router => Use::ExactProduct,
         };
         let source = blocks.data.clone();
         let weight = to.weight(blocks, used)?;
@@ -130,14 +152,14 @@ impl<B: Backend> Loaded<B> {
         Ok(())
     }
 
-    fn layer(&mut self, index: usize) -> Result<LayerWeights<B>, Error> {
+    fn layer(&mut self, index: usize, mlp: &Mlp) -> Result<LayerWeights<B>, Error> {
         Ok(LayerWeights {
             before_mixer: self.required(Role::Layer(index, Part::MixerNorm))?,
             mixer_in: self.mixer_in(index)?,
             mixer_out: self.mixer_out(index)?,
             before_mlp: self.required(Role::Layer(index, Part::MlpNorm))?,
-            mlp_in: self.mlp_in(index)?,
-            mlp_out: self.mlp_out(index)?,
+            mlp_in: self.mlp_in(index, mlp)?,
+            mlp_out: self.mlp_out(index, mlp)?,
         })
     }
 
@@ -160,20 +182,53 @@ impl<B: Backend> Loaded<B> {
         })
     }
 
-    pub(crate) fn mlp_in(&mut self, index: usize) -> Result<MlpIn<B>, Error> {
-        let role = |part| Role::Layer(index, part);
-        Ok(MlpIn {
-            gate: self.linear(role(Part::Gate), role(Part::GateBias))?,
-            up: self.linear(role(Part::Up), role(Part::UpBias))?,
+    pub(crate) fn mlp_in(&mut self, index: usize, mlp: &Mlp) -> Result<MlpIn<B>, Error> {
+        let Mlp::Experts(experts) = mlp else {
+            let role = |part| Role::Layer(index, part);
+            return Ok(MlpIn::Gated(GateUp {
+                gate: self.linear(role(Part::Gate), role(Part::GateBias))?,
+                up: self.linear(role(Part::Up), role(Part::UpBias))?,
+            }));
+        };
+        let shared = experts.shared;
+        Ok(MlpIn::Experts {
+            router: self.router(index, experts)?,
+            experts: (0..experts.count)
+                .map(|e| self.gate_up(index, Part::ExpertGate(e), Part::ExpertUp(e)))
+                .collect::<Result<_, _>>()?,
+            shared: shared
+                .map(|_| self.gate_up(index, Part::SharedGate, Part::SharedUp))
+                .transpose()?,
         })
     }
 
-    pub(crate) fn mlp_out(&mut self, index: usize) -> Result<MlpOut<B>, Error> {
+    pub(crate) fn mlp_out(&mut self, index: usize, mlp: &Mlp) -> Result<MlpOut<B>, Error> {
         let role = |part| Role::Layer(index, part);
-        Ok(MlpOut {
-            down: self.linear(role(Part::Down), role(Part::DownBias))?,
-            after_mlp: self.vectors.remove(&role(Part::MlpAfterNorm)),
-        })
+        let down = match mlp {
+            Mlp::Gated { .. } => Down::Gated(self.linear(role(Part::Down), role(Part::DownBias))?),
+            Mlp::Experts(experts) => Down::Experts {
+                experts: (0..experts.count)
+                    .map(|e| self.plain(role(Part::ExpertDown(e))))
+                    .collect::<Result<_, _>>()?,
+                shared: experts.shared.map(|_| self.plain(role(Part::SharedDown))).transpose()?,
+            },
+        };
+        Ok(MlpOut { down, after_mlp: self.vectors.remove(&role(Part::MlpAfterNorm)) })
+    }
+
+    pub(crate) fn router(&mut self, index: usize, experts: &Experts) -> Result<Router<B>, Error> {
+        let shared = experts.shared.map(|_| self.matrix(Role::Layer(index, Part::SharedRouter)));
+        let scores = self.matrix(Role::Layer(index, Part::Router))?;
+        Ok(Router { scores, shared: shared.transpose()? })
+    }
+
+    fn gate_up(&mut self, index: usize, gate: Part, up: Part) -> Result<GateUp<B>, Error> {
+        let (gate, up) = (Role::Layer(index, gate), Role::Layer(index, up));
+        Ok(GateUp { gate: self.plain(gate)?, up: self.plain(up)? })
+    }
+
+    fn plain(&mut self, weight: Role) -> Result<Linear<B>, Error> {
+        Ok(Linear { weight: self.matrix(weight)?, bias: None })
     }
 
     fn linear(&mut self, weight: Role, bias: Role) -> Result<Linear<B>, Error> {

@@ -3,21 +3,22 @@ use std::sync::Arc;
 use lathe_base::Bytes;
 use lathe_formats::Blocks;
 use lathe_kernels::{KvType, PAGE_TOKENS, Pool, Precision, Span};
-use lathe_models::{Part, Role, Spec, Weight};
+use lathe_models::{Layer, Mlp, Part, Role, Spec, Weight};
 
 use crate::{
     Error, Rounding,
     backend::{Backend, CacheShape, Use},
     cpu::{Cpu, CpuCache, CpuWeight},
     layer::{self, Buffers, Head, LOGIT_ROWS, Place, Positions, Steps},
-    network::{Loaded, MixerIn, MixerOut, MlpIn, MlpOut},
+    network::{Down, Loaded, MixerIn, MixerOut, MlpIn, MlpOut, Router},
+    runner_experts::Carried,
 };
 
 /// Runs a model on whole sequences one stage of one layer at a time, with weights that the caller
 /// holds: what calibration is made with.
 ///
-/// A layer has four stages ([`lathe_models::Layer::stages`]). For each, [`LayerRunner::input`]
-/// gives what its linears are multiplied with, and [`LayerRunner::advance`] takes the sequences to
+/// A layer has four stages ([`lathe_models::Layer::stages`]). For each, [`LayerRunner::look`]
+/// shows what its linears are multiplied with, and [`LayerRunner::advance`] takes the sequences to
 /// the next stage. The steps are the executor's own; products are exact (f32 activations times
 /// decoded weights, summed in f32), keys and values are kept in f32, and nothing depends on the
 /// number of threads nor on which sequences are run together.
@@ -46,15 +47,18 @@ pub struct Sequences {
     /// The residual stream `[T, D]`, sequence after sequence.
     pub x: Vec<f32>,
     /// Between stages 0 and 1 what attention mixed `[T, H·K]`, between 2 and 3 the gated values
-    /// `[T, F]`; empty elsewhere.
+    /// `[T, F]`; empty elsewhere. Where there are experts the latter are what each token's experts
+    /// give, and which these are; [`LayerRunner::inner_width`] says how much there is.
     pub inner: Vec<f32>,
 }
 
-/// What a stage's inputs are made with: the norm before it, if it has one.
+/// What a stage's inputs are made with: the norm before it, if it has one, and what tells which
+/// expert gets which.
 pub struct Entry {
     layer: usize,
     stage: usize,
     norm: Option<Vec<f32>>,
+    router: Option<Router<Cpu>>,
 }
 
 /// The linears of a stage and what belongs to them, ready to be multiplied with.
@@ -74,6 +78,26 @@ pub struct Output {
     norm: Vec<f32>,
     head: CpuWeight,
 }
+
+/// What linears of a stage are multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub struct Fed<'a> {
+    /// The expert that they are of, unless all tokens go through them.
+    pub expert: Option<usize>,
+    /// The tokens that go through the expert, by their place among all, ascending.
+    pub tokens: &'a [usize],
+    /// Their inputs `[T, cols]`.
+    pub x: &'a [f32],
+}
+
+impl<'a> Fed<'a> {
+    fn all(x: &'a [f32]) -> Self {
+        Self { expert: None, tokens: &[], x }
+    }
+}
+
+/// Is shown the inputs of a stage. Experts that no token goes through are left out.
+pub type Tap<'a> = dyn FnMut(Fed<'_>) + 'a;
 
 /// Where a runner's weights come from: asked for each weight that it needs.
 pub type Source<'a> = dyn FnMut(&Weight) -> Result<Blocks, Error> + 'a;
@@ -117,6 +141,11 @@ impl LayerRunner {
         &self.spec
     }
 
+    /// A layer of the model.
+    pub fn layer(&self, index: usize) -> &Layer {
+        &self.spec.layers[index]
+    }
+
     /// The threads that it works with, for what goes on between its steps.
     pub fn pool(&self) -> Arc<Pool> {
         Arc::clone(&self.backend.pool)
@@ -155,9 +184,15 @@ impl LayerRunner {
             2 => Some(Part::MlpNorm),
             _ => None,
         };
-        let Some(part) = part else { return Ok(Entry { layer, stage, norm: None }) };
-        let mut loaded = self.load(|role| role == Role::Layer(layer, part), source)?;
-        Ok(Entry { layer, stage, norm: Some(loaded.required(Role::Layer(layer, part))?) })
+        let Some(part) = part else { return Ok(Entry { layer, stage, norm: None, router: None }) };
+        let experts = self.spec.layers[layer].mlp.experts().filter(|_| stage == 2);
+        let routes = |part| matches!(part, Part::Router | Part::SharedRouter) && experts.is_some();
+        let belongs =
+            |role| matches!(role, Role::Layer(l, p) if l == layer && (p == part || routes(p)));
+        let mut loaded = self.load(belongs, source)?;
+        let norm = Some(loaded.required(Role::Layer(layer, part))?);
+        let router = experts.map(|experts| loaded.router(layer, experts)).transpose()?;
+        Ok(Entry { layer, stage, norm, router })
     }
 
     /// Prepares the linears of a stage, with their biases and the norms that follow them.
@@ -173,28 +208,45 @@ impl LayerRunner {
         let norms = [Part::MixerNorm, Part::MlpNorm];
         let belongs = |role| {
             matches!(role, Role::Layer(l, part)
-                if l == layer && part.stage() == stage && !norms.contains(&part))
+                if l == layer && part.step() == stage && !norms.contains(&part))
         };
         let mut loaded = self.load(belongs, source)?;
         Ok(Linears(match stage {
             0 => Stage::MixerIn(loaded.mixer_in(layer)?),
             1 => Stage::MixerOut(loaded.mixer_out(layer)?),
-            2 => Stage::MlpIn(loaded.mlp_in(layer)?),
-            _ => Stage::MlpOut(loaded.mlp_out(layer)?),
+            2 => Stage::MlpIn(loaded.mlp_in(layer, &self.spec.layers[layer].mlp)?),
+            _ => Stage::MlpOut(loaded.mlp_out(layer, &self.spec.layers[layer].mlp)?),
         }))
     }
 
-    /// What the linears of a stage are multiplied with, `[T, cols]`.
+    /// Numbers per token of [`Sequences::inner`] before a stage of a layer.
+    pub fn inner_width(layer: &Layer, stage: usize) -> usize {
+        match (stage, &layer.mlp) {
+            (1, _) => layer.attention().q_width(),
+            (3, Mlp::Gated { width, .. }) => *width,
+            (3, Mlp::Experts(experts)) => Carried::of(experts).width(),
+            _ => 0,
+        }
+    }
+
+    /// Shows what the linears of a stage are multiplied with.
     ///
     /// # Errors
     /// Sequences that the runner has no room for.
-    pub fn input<'a>(
-        &'a mut self,
+    pub fn look(
+        &mut self,
         entry: &Entry,
-        sequences: &'a mut Sequences,
-    ) -> Result<&'a [f32], Error> {
+        sequences: &mut Sequences,
+        tap: &mut Tap<'_>,
+    ) -> Result<(), Error> {
         self.check_room(&sequences.lengths)?;
-        let Some(norm) = &entry.norm else { return Ok(&sequences.inner) };
+        let Some(norm) = &entry.norm else {
+            match self.spec.layers[entry.layer].mlp.experts().filter(|_| entry.stage == 3) {
+                Some(experts) => Carried::of(experts).show(&sequences.inner, tap),
+                None => tap(Fed::all(&sequences.inner)),
+            }
+            return Ok(());
+        };
         let tokens = sequences.tokens();
         let Self { backend, spec, buffers, .. } = self;
         let steps = Steps { backend, width: spec.width, layer: &spec.layers[entry.layer] };
@@ -204,10 +256,19 @@ impl LayerRunner {
             _ => steps.mlp_input(tokens, norm, buffers),
         }
         std::mem::swap(&mut buffers.x, &mut sequences.x);
-        Ok(&self.buffers.normed[..tokens * self.spec.width])
+        if let (Some(router), Mlp::Experts(experts)) = (&entry.router, &steps.layer.mlp) {
+            let routes = steps.route(tokens, experts, router, buffers);
+            for (e, routed) in routes.by_expert(experts.count) {
+                backend.gather(&routed.rows, spec.width, &buffers.normed, &mut buffers.picked);
+                let x = &buffers.picked[..routed.rows.len() * spec.width];
+                tap(Fed { expert: Some(e), tokens: &routed.rows, x });
+            }
+        }
+        tap(Fed::all(&buffers.normed[..tokens * spec.width]));
+        Ok(())
     }
 
-    /// Takes `sequences` through a stage, after `tap` has seen the stage's input `[T, cols]`.
+    /// Takes `sequences` through a stage, after `tap` has seen the stage's inputs.
     ///
     /// # Errors
     /// Sequences that the runner has no room for.
@@ -215,9 +276,9 @@ impl LayerRunner {
         &mut self,
         (entry, linears): (&Entry, &Linears),
         sequences: &mut Sequences,
-        tap: &mut dyn FnMut(&[f32]),
+        tap: &mut Tap<'_>,
     ) -> Result<(), Error> {
-        tap(self.input(entry, sequences)?);
+        self.look(entry, sequences, tap)?;
         let tokens = sequences.tokens();
         std::mem::swap(&mut self.buffers.x, &mut sequences.x);
         let done = self.step(entry.layer, linears, tokens, sequences);
@@ -320,14 +381,34 @@ impl LayerRunner {
             }
             Stage::MlpIn(weights) => {
                 let (steps, buffers) = self.steps(layer);
-                steps.gate(tokens, weights, buffers);
-                let lathe_models::Mlp::Gated { width, .. } = steps.layer.mlp;
                 inner.clear();
-                inner.extend_from_slice(&buffers.gate[..tokens * width]);
+                match (weights, &steps.layer.mlp) {
+                    (MlpIn::Experts { router, experts: gates, shared }, Mlp::Experts(experts)) => {
+                        let weights = (router, gates.as_slice(), shared.as_ref());
+                        *inner = steps.carry(tokens, experts, weights, buffers);
+                    }
+                    (MlpIn::Gated(weights), Mlp::Gated { width, act, .. }) => {
+                        let Buffers { normed, gate, up, .. } = buffers;
+                        steps.gate(tokens, *act, weights, (normed, gate, up));
+                        inner.extend_from_slice(&gate[..tokens * width]);
+                    }
+                    _ => return Err(mismatch(layer)),
+                }
             }
             Stage::MlpOut(weights) => {
-                self.buffers.gate[..inner.len()].copy_from_slice(inner);
                 let (steps, buffers) = self.steps(layer);
+                match (&weights.down, &steps.layer.mlp) {
+                    (Down::Experts { experts: downs, shared }, Mlp::Experts(experts)) => {
+                        let downs = (downs.as_slice(), shared.as_ref());
+                        steps.deliver(tokens, experts, downs, (inner, buffers));
+                    }
+                    (Down::Gated(down), _) => {
+                        let Buffers { gate, branch, .. } = buffers;
+                        gate[..inner.len()].copy_from_slice(inner);
+                        steps.linear(tokens, down, gate, branch);
+                    }
+                    _ => return Err(mismatch(layer)),
+                }
                 steps.mlp_output(tokens, weights, buffers);
                 inner.clear();
             }
@@ -386,6 +467,11 @@ impl LayerRunner {
         }
         Ok(())
     }
+}
+
+/// Linears of another layer than the one that is run.
+fn mismatch(layer: usize) -> Error {
+    Error::Request(format!("the linears of layer {layer} are not those of its perceptron"))
 }
 
 /// Enough for any sequences that fit the room: each may leave its last page almost empty.

@@ -1,12 +1,12 @@
 //! Layer by layer is the same model: logits of the runner against those of the engine, to the bit.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use lathe_api::Engine;
-use lathe_engine::{Error, KvType, LayerRunner, Native, Options, Precision, Room, Sequences};
+use lathe_engine::{Error, Fed, KvType, LayerRunner, Native, Options, Precision, Room, Sequences};
 use lathe_files::Checkpoint;
 use lathe_formats::Blocks;
-use lathe_models::{Model, Role, Weight};
+use lathe_models::{Inputs, Model, Role, Weight};
 
 struct Case {
     checkpoint: Checkpoint,
@@ -36,7 +36,7 @@ impl Case {
     }
 
     /// Logits of all sequences, and the shapes of what the taps saw in layer 0.
-    fn run(&self, sequences: &[&[u32]], threads: usize) -> (Vec<f32>, Vec<usize>) {
+    fn run(&self, sequences: &[&[u32]], threads: usize) -> (Vec<f32>, BTreeMap<Inputs, usize>) {
         let spec = &self.model.spec;
         let tokens = sequences.iter().map(|s| s.len()).sum();
         let room = Room { tokens, sequences: sequences.len() };
@@ -44,15 +44,17 @@ impl Case {
         let table = self.model.find(Role::Embed).unwrap();
         let table = self.model.load(&self.checkpoint, table).unwrap();
         let mut on: Sequences = runner.embed(&table, sequences).unwrap();
-        let mut seen = Vec::new();
+        let mut seen = BTreeMap::new();
         let source = &mut |weight: &Weight| self.weight(weight);
         for layer in 0..spec.layers.len() {
             for stage in 0..4 {
                 let entry = runner.entry(layer, stage, source).unwrap();
                 let linears = runner.linears(layer, stage, source).unwrap();
-                let tap = &mut |x: &[f32]| {
+                let tap = &mut |fed: Fed<'_>| {
                     if layer == 0 {
-                        seen.push(x.len() / tokens);
+                        let inputs = Inputs { step: stage, expert: fed.expert };
+                        let count = if fed.expert.is_some() { fed.tokens.len() } else { tokens };
+                        seen.insert(inputs, fed.x.len() / count);
                     }
                 };
                 runner.advance((&entry, &linears), &mut on, tap).unwrap();
@@ -74,14 +76,19 @@ fn logits_are_those_of_the_engine_to_the_bit_for_every_architecture() {
         let (a, b) = (tokens(37, 1), tokens(20, 2));
         let (together, seen) = case.run(&[&a, &b], 2);
         let layer = &case.model.spec.layers[0];
-        let cols: Vec<usize> = layer
-            .stages()
-            .iter()
-            .map(|stage| {
-                let role = Role::Layer(0, stage.linears[0]);
-                case.model.find(role).unwrap().weight.cols
-            })
-            .collect();
+        let inputs = layer.stages().into_iter().flat_map(|stage| stage.linears);
+        let cols = inputs.map(|part| {
+            (part.inputs(), case.model.find(Role::Layer(0, part)).unwrap().weight.cols)
+        });
+        let mut cols: BTreeMap<Inputs, usize> = cols.collect();
+        if layer.mlp.experts().is_some() {
+            // What all experts are fed together.
+            cols.insert(Inputs { step: 2, expert: None }, case.model.spec.width);
+        }
+        for (inputs, cols) in &cols {
+            assert_eq!(layer.input_width(*inputs, case.model.spec.width), *cols, "{name}");
+        }
+        assert_eq!(layer.inputs().len(), cols.len(), "{name}");
         assert_eq!(seen, cols, "{name}");
         let options = Options {
             threads: 1,

@@ -53,6 +53,18 @@ impl Config {
         count(&self.map, key)
     }
 
+    /// A list of counts; empty where it is missing or null.
+    pub fn counts(&self, key: &'static str) -> Result<Vec<usize>, Error> {
+        let Some(value) = present(&self.map, key) else { return Ok(Vec::new()) };
+        let list = value.as_array().filter(|list| list.len() <= LONGEST_LIST);
+        let list = list.ok_or_else(|| bad(key, "something else", "a list of whole numbers"))?;
+        let one = |v: &Value| {
+            let count = v.as_u64().and_then(|n| usize::try_from(n).ok());
+            count.ok_or_else(|| bad(key, v, "a whole number"))
+        };
+        list.iter().map(one).collect()
+    }
+
     /// A number that may be missing or null.
     pub fn number_or(&self, key: &'static str, default: f64) -> Result<f64, Error> {
         Ok(number(&self.map, key)?.unwrap_or(default))

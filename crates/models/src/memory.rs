@@ -1,7 +1,7 @@
 use lathe_base::Bytes;
 use lathe_formats::KvType;
 
-use crate::{Mlp, Spec, Weight};
+use crate::{Spec, Weight};
 
 impl Spec {
     /// Bytes of all weights, where `row_bytes` says how long one stored row of a weight is:
@@ -38,16 +38,16 @@ impl Spec {
     /// `logits` rows of logits, all of them f32.
     ///
     /// The native executor allocates exactly these: the residual stream, the normed input, a
-    /// branch's output, queries and their mixed values, keys, values, gate and up, logits.
+    /// branch's output, queries and their mixed values, keys, values, gate and up, logits; where
+    /// there are experts, also their scores, the inputs of one of them, and its outputs.
     pub fn activation_bytes(&self, tokens: usize, logits: usize) -> Bytes {
         let widest = |of: fn(&crate::Layer) -> usize| self.layers.iter().map(of).max().unwrap_or(0);
         let q = widest(|l| l.attention().q_width());
         let kv = widest(|l| l.attention().kv_width());
-        let ff = widest(|l| {
-            let Mlp::Gated { width, .. } = l.mlp;
-            width
-        });
-        let per_token = 3 * self.width + 2 * q + 2 * kv + 2 * ff;
+        let ff = widest(|l| l.mlp.widest());
+        let experts = widest(|l| l.mlp.experts().map_or(0, |experts| experts.count));
+        let routed = if experts > 0 { experts + 2 * self.width } else { 0 };
+        let per_token = 3 * self.width + 2 * q + 2 * kv + 2 * ff + routed;
         Bytes(4 * (tokens as u64 * per_token as u64 + logits as u64 * self.vocab as u64))
     }
 }

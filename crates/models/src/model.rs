@@ -4,7 +4,10 @@ use lathe_files::{Checkpoint, Container};
 use lathe_formats::Blocks;
 use serde_json::{Map, Value, json};
 
-use crate::{Arch, Config, Error, Kind, Layout, Mixer, Norm, Role, Spec, TensorRef, Weight, gguf};
+use crate::{
+    Arch, Config, Error, Kind, Layout, Mixer, Norm, Part, QkNorm, Role, Spec, TensorRef, Weight,
+    gguf,
+};
 
 /// A checkpoint understood: its numbers, and where each weight lies.
 #[derive(Clone, Debug)]
@@ -105,7 +108,7 @@ fn adapt_to_gguf(arch: &dyn Arch, spec: &mut Spec, has_head: bool) {
         if gguf.interleaved_rope {
             attention.rope.layout = Layout::Interleaved;
         }
-        attention.qk_norm.iter_mut().for_each(plain);
+        attention.qk_norm.iter_mut().map(QkNorm::norm_mut).for_each(plain);
         let norms = &mut layer.norms;
         [&mut norms.before_mixer, &mut norms.before_mlp].into_iter().for_each(plain);
         norms.after_mixer.iter_mut().chain(&mut norms.after_mlp).for_each(plain);
@@ -181,12 +184,20 @@ impl Names<'_> {
         if self.has(&tensor) {
             return Ok(tensor);
         }
+        let stacked = crate::archs::stacked(spec, role).map(|tensor| self.with_prefix(tensor));
+        if let Some(tensor) = stacked.filter(|tensor| self.has(tensor)) {
+            return Ok(tensor);
+        }
         // Some checkpoints with a tied head store it under the head's name.
         let head = self.name(spec, Role::Head);
         if role == Role::Embed && spec.tied_head && self.has(&head) {
             return Ok(head);
         }
         Err(Error::MissingTensor { tensor: tensor.name, role: role.to_string() })
+    }
+
+    fn with_prefix(&self, tensor: TensorRef) -> TensorRef {
+        prefixed(tensor, self.prefix)
     }
 
     fn has(&self, tensor: &TensorRef) -> bool {
@@ -202,13 +213,28 @@ impl Names<'_> {
 /// A weight's name in a Hugging Face checkpoint with this prefix, or without one in a GGUF.
 fn name(arch: &dyn Arch, spec: &Spec, role: Role, prefix: Option<&str>) -> TensorRef {
     let Some(prefix) = prefix else { return gguf::name(arch.gguf(), spec, role) };
-    let TensorRef { name, rows } = arch.name(spec, role);
+    prefixed(arch.name(spec, role), prefix)
+}
+
+fn prefixed(tensor: TensorRef, prefix: &str) -> TensorRef {
+    let TensorRef { name, rows } = tensor;
     let name = match name.strip_prefix("model.") {
         Some(tail) => format!("{prefix}{tail}"),
         None if prefix == "language_model.model." => format!("language_model.{name}"),
         None => name,
     };
     TensorRef { name, rows }
+}
+
+/// Whether a tensor of more or fewer dimensions is this matrix all the same: experts one after the
+/// other, or a single score.
+fn is_stack(found: &[usize], weight: Weight, rows: usize) -> bool {
+    let Some((cols, outer)) = found.split_last() else { return false };
+    let stacks = match weight.role {
+        Role::Layer(_, part) => part.expert().is_some() || part == Part::SharedRouter,
+        _ => false,
+    };
+    stacks && *cols == weight.cols && outer.iter().product::<usize>() == rows
 }
 
 /// Holds each tensor's shape against the weights that are in it.
@@ -224,7 +250,7 @@ fn check_shapes(checkpoint: &Checkpoint, weights: &[Located]) -> Result<(), Erro
             Kind::Vector if rows == 1 => vec![weight.cols],
             _ => vec![rows, weight.cols],
         };
-        if *found != *expected {
+        if *found != *expected && !is_stack(&found, weight, rows) {
             return Err(Error::Shape {
                 tensor: name.to_owned(),
                 role: weight.role.to_string(),

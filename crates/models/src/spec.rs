@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use crate::{Error, Part, Rope};
+use crate::{Error, Experts, Part, Rope};
 
 /// Everything that must be known of a decoder to run it, size it or write it.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,8 +47,8 @@ pub struct Attention {
     /// Width K of a head.
     pub head_dim: usize,
     pub biases: Biases,
-    /// Norm over each head of queries and keys, before rope.
-    pub qk_norm: Option<Norm>,
+    /// Norm of queries and keys, before rope.
+    pub qk_norm: Option<QkNorm>,
     pub rope: Rope,
     /// Positions seen, the query's own included: with a window w, position t sees t-w+1 ..= t.
     pub window: Option<usize>,
@@ -56,6 +56,15 @@ pub struct Attention {
     pub scale: f32,
     /// Scores become `cap * tanh(score / cap)` before the softmax.
     pub cap: Option<f32>,
+}
+
+/// A norm of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum QkNorm {
+    /// Over each head, all of them with the same weights.
+    Head(Norm),
+    /// Over all heads together.
+    Whole(Norm),
 }
 
 /// Which projections of an attention add a bias.
@@ -70,6 +79,8 @@ pub struct Biases {
 pub enum Mlp {
     /// `down(act(gate(x)) * up(x))`, gate and up \[F, D\].
     Gated { width: usize, act: Act, bias: bool },
+    /// Many of these, of which each token goes through some.
+    Experts(Experts),
 }
 
 /// A gate's activation.
@@ -101,7 +112,7 @@ pub struct Norms {
 /// attack. Their products stay far below 2^63, so sizes need no checked arithmetic afterwards.
 pub(crate) const MOST_LAYERS: usize = 1 << 10;
 const MOST_WIDTH: usize = 1 << 18;
-const MOST_FEED_FORWARD: usize = 1 << 20;
+pub(crate) const MOST_FEED_FORWARD: usize = 1 << 20;
 const MOST_VOCABULARY: usize = 1 << 22;
 const MOST_HEADS: usize = 1 << 12;
 const MOST_HEAD_DIM: usize = 1 << 12;
@@ -111,6 +122,38 @@ impl Norm {
     /// A plain norm.
     pub fn new(eps: f32) -> Self {
         Self { eps, offset: 0.0 }
+    }
+}
+
+impl QkNorm {
+    /// The norm, whatever it goes over.
+    pub fn norm(&self) -> &Norm {
+        let (Self::Head(norm) | Self::Whole(norm)) = self;
+        norm
+    }
+
+    /// The same, to be changed.
+    pub fn norm_mut(&mut self) -> &mut Norm {
+        let (Self::Head(norm) | Self::Whole(norm)) = self;
+        norm
+    }
+}
+
+impl Mlp {
+    /// The widest feed-forward width F in it: what working memory is sized by.
+    pub fn widest(&self) -> usize {
+        match self {
+            Self::Gated { width, .. } => *width,
+            Self::Experts(experts) => experts.widest(),
+        }
+    }
+
+    /// The experts, where it has some.
+    pub fn experts(&self) -> Option<&Experts> {
+        match self {
+            Self::Gated { .. } => None,
+            Self::Experts(experts) => Some(experts),
+        }
     }
 }
 
@@ -144,13 +187,12 @@ impl Layer {
     /// `None` for parts that are never fused.
     pub fn fused_rows(&self, part: Part) -> Option<Range<usize>> {
         let (q, kv) = (self.attention().q_width(), self.attention().kv_width());
-        let Mlp::Gated { width: f, .. } = self.mlp;
-        match part {
-            Part::Q => Some(0..q),
-            Part::K => Some(q..q + kv),
-            Part::V => Some(q + kv..q + 2 * kv),
-            Part::Gate => Some(0..f),
-            Part::Up => Some(f..2 * f),
+        match (part, &self.mlp) {
+            (Part::Q, _) => Some(0..q),
+            (Part::K, _) => Some(q..q + kv),
+            (Part::V, _) => Some(q + kv..q + 2 * kv),
+            (Part::Gate, Mlp::Gated { width: f, .. }) => Some(0..*f),
+            (Part::Up, Mlp::Gated { width: f, .. }) => Some(*f..2 * f),
             _ => None,
         }
     }
@@ -176,8 +218,10 @@ impl Layer {
     fn check(&self) -> Result<(), Error> {
         let Mixer::Attention(attention) = &self.mixer;
         attention.check()?;
-        let Mlp::Gated { width, .. } = self.mlp;
-        within("intermediate_size", width, MOST_FEED_FORWARD)?;
+        match &self.mlp {
+            Mlp::Gated { width, .. } => within("intermediate_size", *width, MOST_FEED_FORWARD)?,
+            Mlp::Experts(experts) => experts.check()?,
+        }
         let norms = &self.norms;
         [Some(norms.before_mixer), norms.after_mixer, Some(norms.before_mlp), norms.after_mlp]
             .iter()
@@ -205,7 +249,7 @@ impl Attention {
             return Err(bad("query_pre_attn_scalar", self.scale, "a positive number"));
         }
         positive("attn_logit_softcapping", self.cap)?;
-        self.qk_norm.iter().try_for_each(Norm::check)?;
+        self.qk_norm.iter().map(QkNorm::norm).try_for_each(Norm::check)?;
         self.rope.check(self.head_dim)
     }
 }
@@ -219,7 +263,7 @@ impl Norm {
     }
 }
 
-fn within(key: &'static str, value: usize, most: usize) -> Result<(), Error> {
+pub(crate) fn within(key: &'static str, value: usize, most: usize) -> Result<(), Error> {
     if (1..=most).contains(&value) {
         return Ok(());
     }

@@ -1,16 +1,33 @@
-use crate::{Layer, Mlp, Norm, Part};
+use std::fmt;
 
-/// Linears of a layer that share one input, in the order of the forward pass.
+use crate::{Experts, Layer, Mlp, Norm, Part};
+
+/// Linears of a layer that are fed by the same channels, in the order of the forward pass.
 ///
 /// What comes before them is linear in its gains or rows, so that a positive scale for each input
 /// column can be moved from one side to the other without changing what the layer computes: see
 /// [`Stage::folds`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
     /// What the input is, in words.
     pub name: &'static str,
-    pub linears: &'static [Part],
+    /// What of the stage's inputs can be looked at while the layer runs.
+    pub inputs: Inputs,
+    pub linears: Vec<Part>,
+    /// What else is multiplied with the same inputs, and is no linear: routers.
+    pub routers: Vec<Part>,
     pub before: Before,
+}
+
+/// What a linear is multiplied with: the inputs of one of the four steps of a layer, those of all
+/// tokens or of the tokens that an expert is chosen for.
+///
+/// The steps are attention's projections, its output, the perceptron's gate and up, and its down
+/// projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Inputs {
+    pub step: usize,
+    pub expert: Option<usize>,
 }
 
 /// The operation that the inputs of a [`Stage`] come from. Its outputs are called *channels*:
@@ -38,11 +55,11 @@ pub enum Fold {
 }
 
 impl Layer {
-    /// The four stages of a layer: what attention is fed, what its output projection is fed, and
-    /// the same two of the perceptron.
-    pub fn stages(&self) -> [Stage; 4] {
+    /// The stages of a layer: what attention is fed, what its output projection is fed, and the
+    /// same two of the perceptron. Where it has experts they share the former, and each has the
+    /// latter for itself.
+    pub fn stages(&self) -> Vec<Stage> {
         let attention = self.attention();
-        let Mlp::Gated { width, bias, .. } = self.mlp;
         let norm = |part, norm: &Norm| Before::Norm { part, offset: norm.offset };
         let values = Before::Rows {
             part: Part::V,
@@ -50,35 +67,80 @@ impl Layer {
             run: attention.head_dim,
             repeat: attention.heads / attention.kv_heads,
         };
-        // The gate is not linear, but what it multiplies is.
-        let up = Before::Rows {
-            part: Part::Up,
-            bias: bias.then_some(Part::UpBias),
-            run: width,
-            repeat: 1,
+        let queries = vec![Part::Q, Part::K, Part::V];
+        let mut stages = vec![
+            Stage::new(0, queries, norm(Part::MixerNorm, &self.norms.before_mixer)),
+            Stage::new(1, vec![Part::Out], values),
+        ];
+        let normed = norm(Part::MlpNorm, &self.norms.before_mlp);
+        match &self.mlp {
+            Mlp::Gated { width, bias, .. } => {
+                let up = up(Part::Up, bias.then_some(Part::UpBias), *width);
+                stages.push(Stage::new(2, vec![Part::Gate, Part::Up], normed));
+                stages.push(Stage::new(3, vec![Part::Down], up));
+            }
+            Mlp::Experts(experts) => stages.extend(of_experts(experts, normed)),
+        }
+        stages
+    }
+
+    /// What can be looked at while the layer runs, in the order of the steps.
+    pub fn inputs(&self) -> Vec<Inputs> {
+        let step = |step| Inputs { step, expert: None };
+        let mut inputs = vec![step(0), step(1)];
+        let Some(experts) = self.mlp.experts() else {
+            inputs.extend([step(2), step(3)]);
+            return inputs;
         };
-        let stage = |name, linears, before| Stage { name, linears, before };
-        [
-            stage(
-                "attention input",
-                &[Part::Q, Part::K, Part::V],
-                norm(Part::MixerNorm, &self.norms.before_mixer),
-            ),
-            stage("attention output", &[Part::Out], values),
-            stage(
-                "mlp input",
-                &[Part::Gate, Part::Up],
-                norm(Part::MlpNorm, &self.norms.before_mlp),
-            ),
-            stage("mlp down", &[Part::Down], up),
-        ]
+        for step in [2, 3] {
+            inputs.extend((0..experts.count).map(|e| Inputs { step, expert: Some(e) }));
+            // All tokens' inputs of the experts are what the norm before them gives.
+            if step == 2 || experts.shared.is_some() {
+                inputs.push(Inputs { step, expert: None });
+            }
+        }
+        inputs
+    }
+
+    /// The columns of the inputs of a step.
+    pub fn input_width(&self, inputs: Inputs, width: usize) -> usize {
+        match (inputs.step, &self.mlp) {
+            (1, _) => self.attention().q_width(),
+            (3, Mlp::Gated { width, .. }) => *width,
+            (3, Mlp::Experts(experts)) => match inputs.expert {
+                Some(_) => experts.width,
+                None => experts.shared.unwrap_or(0),
+            },
+            _ => width,
+        }
     }
 }
 
+/// Up feeds down, channel by channel. The gate is not linear, but what it multiplies is.
+fn up(part: Part, bias: Option<Part>, width: usize) -> Before {
+    Before::Rows { part, bias, run: width, repeat: 1 }
+}
+
+fn of_experts(experts: &Experts, normed: Before) -> Vec<Stage> {
+    let mut input = Stage::new(2, experts.inputs(), normed);
+    input.routers = vec![Part::Router];
+    input.routers.extend(experts.shared.map(|_| Part::SharedRouter));
+    let mut stages = vec![input];
+    stages.extend((0..experts.count).map(|e| {
+        let up = up(Part::ExpertUp(e), None, experts.width);
+        Stage::new(3, vec![Part::ExpertDown(e)], up)
+    }));
+    stages.extend(experts.shared.map(|width| {
+        let up = up(Part::SharedUp, None, width);
+        Stage::new(3, vec![Part::SharedDown], up)
+    }));
+    stages
+}
+
 impl Part {
-    /// Which of [`Layer::stages`] the part belongs to: a norm before a stage to that stage, a bias
-    /// or a norm after a linear to the linear's.
-    pub fn stage(self) -> usize {
+    /// Which of the four steps of a layer the part belongs to: a norm before a step to that step,
+    /// a bias or a norm after a linear to the linear's.
+    pub fn step(self) -> usize {
         match self {
             Self::MixerNorm
             | Self::Q
@@ -90,13 +152,65 @@ impl Part {
             | Self::QNorm
             | Self::KNorm => 0,
             Self::Out | Self::OutBias | Self::MixerAfterNorm => 1,
-            Self::MlpNorm | Self::Gate | Self::Up | Self::GateBias | Self::UpBias => 2,
-            Self::Down | Self::DownBias | Self::MlpAfterNorm => 3,
+            Self::MlpNorm
+            | Self::Gate
+            | Self::Up
+            | Self::GateBias
+            | Self::UpBias
+            | Self::Router
+            | Self::SharedRouter
+            | Self::ExpertGate(_)
+            | Self::ExpertUp(_)
+            | Self::SharedGate
+            | Self::SharedUp => 2,
+            Self::Down
+            | Self::DownBias
+            | Self::ExpertDown(_)
+            | Self::SharedDown
+            | Self::MlpAfterNorm => 3,
         }
+    }
+
+    /// What the part, a linear, is multiplied with.
+    pub fn inputs(self) -> Inputs {
+        Inputs { step: self.step(), expert: self.expert() }
     }
 }
 
+impl fmt::Display for Inputs {
+    /// In words, for messages: `mlp down of expert 3`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(STEPS.get(self.step).copied().unwrap_or("end"))?;
+        self.expert.map_or(Ok(()), |expert| write!(f, " of expert {expert}"))
+    }
+}
+
+/// The steps of a layer, in words.
+const STEPS: [&str; 4] = ["attention input", "attention output", "mlp input", "mlp down"];
+
 impl Stage {
+    fn new(step: usize, linears: Vec<Part>, before: Before) -> Self {
+        let expert = linears.first().and_then(|part| part.expert()).filter(|_| step == 3);
+        let inputs = Inputs { step, expert };
+        Self { name: STEPS[step], inputs, linears, routers: Vec::new(), before }
+    }
+
+    /// The stage's linears by what they are multiplied with: one stage for all of them, unless
+    /// they belong to several experts.
+    pub fn by_inputs(&self) -> Vec<Self> {
+        let mut stages: Vec<Self> = Vec::new();
+        for part in &self.linears {
+            match stages.iter_mut().find(|stage| stage.inputs == part.inputs()) {
+                Some(stage) => stage.linears.push(*part),
+                None => {
+                    let (inputs, linears) = (part.inputs(), vec![*part]);
+                    stages.push(Self { inputs, linears, routers: Vec::new(), ..self.clone() });
+                }
+            }
+        }
+        stages
+    }
+
     /// Every weight that changes when each channel is divided by a scale, and how: what comes
     /// before first, then the linears. With all of them applied the layer computes what it did.
     pub fn folds(&self) -> Vec<(Part, Fold)> {
@@ -107,7 +221,8 @@ impl Stage {
                 [(part, Fold::Rows)].into_iter().chain(bias).collect()
             }
         };
-        let linears = self.linears.iter().map(|part| (*part, Fold::Columns(self.before)));
+        let linears = self.linears.iter().chain(&self.routers);
+        let linears = linears.map(|part| (*part, Fold::Columns(self.before)));
         before.into_iter().chain(linears).collect()
     }
 }

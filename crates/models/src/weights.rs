@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::{Mixer, Mlp, Scaling, Spec};
+use crate::{Experts, Layer, Mixer, Mlp, QkNorm, Scaling, Spec};
 
 /// What a weight is for, whatever its file calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +48,17 @@ pub enum Part {
     UpBias,
     Down,
     DownBias,
+    /// The scores of the experts, \[E, D\].
+    Router,
+    /// The gate of the expert of this index, and so on.
+    ExpertGate(usize),
+    ExpertUp(usize),
+    ExpertDown(usize),
+    /// The score of the expert that all tokens go through, \[1, D\].
+    SharedRouter,
+    SharedGate,
+    SharedUp,
+    SharedDown,
     /// The norm after the perceptron, inside its residual branch.
     MlpAfterNorm,
 }
@@ -70,8 +81,18 @@ pub enum Kind {
     Head,
     /// A linear map \[out, in\] inside a layer: what quantizers work on.
     Linear,
+    /// A small matrix that decides which experts a token goes through, which one wrong digit can
+    /// change: it keeps its precision.
+    Router,
     /// A vector: norm, bias.
     Vector,
+}
+
+impl Kind {
+    /// Whether weights of this kind may be quantized: vectors and routers keep their precision.
+    pub fn may_be_coded(self) -> bool {
+        !matches!(self, Self::Router | Self::Vector)
+    }
 }
 
 impl Weight {
@@ -106,41 +127,10 @@ impl Spec {
 
     fn layer_weights(&self, index: usize, list: &mut Vec<Weight>) {
         let layer = &self.layers[index];
-        let d = self.width;
-        let Mixer::Attention(attention) = &layer.mixer;
-        let Mlp::Gated { width: f, bias, .. } = layer.mlp;
-        let (q, kv, head) = (attention.q_width(), attention.kv_width(), attention.head_dim);
-        let biases = attention.biases;
-        let qk_norm = attention.qk_norm.is_some();
-        let after_mixer = layer.norms.after_mixer.is_some();
-        let after_mlp = layer.norms.after_mlp.is_some();
-
-        let linear = |part, rows, cols| (part, rows, cols, Kind::Linear, true);
-        let vector = |part, cols, present| (part, 1, cols, Kind::Vector, present);
-        let parts = [
-            vector(Part::MixerNorm, d, true),
-            linear(Part::Q, q, d),
-            linear(Part::K, kv, d),
-            linear(Part::V, kv, d),
-            vector(Part::QBias, q, biases.qkv),
-            vector(Part::KBias, kv, biases.qkv),
-            vector(Part::VBias, kv, biases.qkv),
-            vector(Part::QNorm, head, qk_norm),
-            vector(Part::KNorm, head, qk_norm),
-            linear(Part::Out, d, q),
-            vector(Part::OutBias, d, biases.out),
-            vector(Part::MixerAfterNorm, d, after_mixer),
-            vector(Part::MlpNorm, d, true),
-            linear(Part::Gate, f, d),
-            linear(Part::Up, f, d),
-            vector(Part::GateBias, f, bias),
-            vector(Part::UpBias, f, bias),
-            linear(Part::Down, d, f),
-            vector(Part::DownBias, d, bias),
-            vector(Part::MlpAfterNorm, d, after_mlp),
-        ];
-        let present = parts.into_iter().filter(|p| p.4);
-        list.extend(present.map(|(part, rows, cols, kind, _)| Weight {
+        let mut parts = Parts { width: self.width, list: Vec::new() };
+        parts.mixer(layer);
+        parts.mlp(layer);
+        list.extend(parts.list.into_iter().map(|(part, rows, cols, kind)| Weight {
             role: Role::Layer(index, part),
             rows,
             cols,
@@ -151,6 +141,26 @@ impl Spec {
     /// How many numbers the model has learnt; a tied head counts once.
     pub fn parameters(&self) -> u64 {
         self.weights().iter().map(|w| w.len() as u64).sum()
+    }
+
+    /// How many of them a token is multiplied with: of the experts only those that it goes
+    /// through, and of the embeddings, unless they are the head as well, one row.
+    pub fn active_parameters(&self) -> u64 {
+        let used = |w: &Weight| w.len() as f64 * self.use_per_token(w);
+        self.weights().iter().map(used).sum::<f64>().round() as u64
+    }
+
+    /// The share of a weight's numbers that an average token is multiplied with, 0 to 1, where
+    /// experts are chosen equally often.
+    pub fn use_per_token(&self, weight: &Weight) -> f64 {
+        match weight.role {
+            Role::Embed if !self.tied_head => 1.0 / self.vocab as f64,
+            Role::Layer(index, part) if part.expert().is_some() => {
+                let experts = self.layers.get(index).and_then(|layer| layer.mlp.experts());
+                experts.map_or(1.0, |experts| experts.active as f64 / experts.count as f64)
+            }
+            _ => 1.0,
+        }
     }
 
     /// The roles of rope divisors that a GGUF file of this model stores as tensors.
@@ -168,6 +178,83 @@ impl Spec {
     }
 }
 
+/// The weights of one layer, being listed.
+struct Parts {
+    /// Model width D.
+    width: usize,
+    list: Vec<(Part, usize, usize, Kind)>,
+}
+
+impl Parts {
+    fn linear(&mut self, part: Part, rows: usize, cols: usize) {
+        self.list.push((part, rows, cols, Kind::Linear));
+    }
+
+    fn vector(&mut self, part: Part, len: usize, present: bool) {
+        if present {
+            self.list.push((part, 1, len, Kind::Vector));
+        }
+    }
+
+    fn mixer(&mut self, layer: &Layer) {
+        let d = self.width;
+        let Mixer::Attention(attention) = &layer.mixer;
+        let (q, kv) = (attention.q_width(), attention.kv_width());
+        let biases = attention.biases;
+        let norms = match attention.qk_norm {
+            None => None,
+            Some(QkNorm::Head(_)) => Some((attention.head_dim, attention.head_dim)),
+            Some(QkNorm::Whole(_)) => Some((q, kv)),
+        };
+        let (q_norm, k_norm) = norms.unwrap_or_default();
+        self.vector(Part::MixerNorm, d, true);
+        self.linear(Part::Q, q, d);
+        self.linear(Part::K, kv, d);
+        self.linear(Part::V, kv, d);
+        self.vector(Part::QBias, q, biases.qkv);
+        self.vector(Part::KBias, kv, biases.qkv);
+        self.vector(Part::VBias, kv, biases.qkv);
+        self.vector(Part::QNorm, q_norm, norms.is_some());
+        self.vector(Part::KNorm, k_norm, norms.is_some());
+        self.linear(Part::Out, d, q);
+        self.vector(Part::OutBias, d, biases.out);
+        self.vector(Part::MixerAfterNorm, d, layer.norms.after_mixer.is_some());
+    }
+
+    fn mlp(&mut self, layer: &Layer) {
+        let d = self.width;
+        self.vector(Part::MlpNorm, d, true);
+        match &layer.mlp {
+            Mlp::Gated { width: f, bias, .. } => {
+                self.linear(Part::Gate, *f, d);
+                self.linear(Part::Up, *f, d);
+                self.vector(Part::GateBias, *f, *bias);
+                self.vector(Part::UpBias, *f, *bias);
+                self.linear(Part::Down, d, *f);
+                self.vector(Part::DownBias, d, *bias);
+            }
+            Mlp::Experts(experts) => self.experts(experts),
+        }
+        self.vector(Part::MlpAfterNorm, d, layer.norms.after_mlp.is_some());
+    }
+
+    fn experts(&mut self, experts: &Experts) {
+        let (d, f) = (self.width, experts.width);
+        self.list.push((Part::Router, experts.count, d, Kind::Router));
+        for e in 0..experts.count {
+            self.linear(Part::ExpertGate(e), f, d);
+            self.linear(Part::ExpertUp(e), f, d);
+            self.linear(Part::ExpertDown(e), d, f);
+        }
+        if let Some(f) = experts.shared {
+            self.list.push((Part::SharedRouter, 1, d, Kind::Router));
+            self.linear(Part::SharedGate, f, d);
+            self.linear(Part::SharedUp, f, d);
+            self.linear(Part::SharedDown, d, f);
+        }
+    }
+}
+
 impl fmt::Display for Role {
     /// In words, for messages: `layer 3 down projection`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -176,7 +263,13 @@ impl fmt::Display for Role {
             Self::Head => f.write_str("output head"),
             Self::FinalNorm => f.write_str("final norm"),
             Self::RopeFactors(which) => write!(f, "rope factors ({which:?})"),
-            Self::Layer(index, part) => write!(f, "layer {index} {}", part.words()),
+            Self::Layer(index, part) => {
+                write!(f, "layer {index} ")?;
+                match part.expert() {
+                    Some(expert) => write!(f, "expert {expert} {}", part.words()),
+                    None => f.write_str(part.words()),
+                }
+            }
         }
     }
 }
@@ -197,12 +290,17 @@ impl Part {
             Self::OutBias => "attention output bias",
             Self::MixerAfterNorm => "norm after attention",
             Self::MlpNorm => "norm before the feed-forward block",
-            Self::Gate => "gate projection",
-            Self::Up => "up projection",
+            Self::Gate | Self::ExpertGate(_) => "gate projection",
+            Self::Up | Self::ExpertUp(_) => "up projection",
             Self::GateBias => "gate bias",
             Self::UpBias => "up bias",
-            Self::Down => "down projection",
+            Self::Down | Self::ExpertDown(_) => "down projection",
             Self::DownBias => "down bias",
+            Self::Router => "router",
+            Self::SharedRouter => "shared expert's score",
+            Self::SharedGate => "shared expert's gate projection",
+            Self::SharedUp => "shared expert's up projection",
+            Self::SharedDown => "shared expert's down projection",
             Self::MlpAfterNorm => "norm after the feed-forward block",
         }
     }

@@ -66,7 +66,7 @@ pub enum Error {
         "layer {layer}, {stage}: token {token} of calibration sample {sample} gives {value}; \
          the model's weights are damaged, or its numbers leave the range of f32 on this text"
     )]
-    Input { layer: usize, stage: &'static str, sample: usize, token: usize, value: f32 },
+    Input { layer: usize, stage: String, sample: usize, token: usize, value: f32 },
     /// The hidden states of the calibration texts could not be kept.
     #[error("{path}: {source}; calibration keeps hidden states beside its result", path = path.display())]
     States { path: PathBuf, source: std::io::Error },

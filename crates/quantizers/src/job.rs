@@ -1,13 +1,13 @@
 use std::{path::Path, time::Instant};
 
-use lathe_base::{Bytes, Progress, Seconds};
+use lathe_base::{Buf, Bytes, Progress, Seconds};
 use lathe_files::{
     Card, Checkpoint, FolderPlan, Imatrix, Writer,
     gguf::{Metadata, Value as GgufValue},
     gguf_bytes, weights_bytes, write_folder, write_gguf,
 };
-use lathe_formats::Blocks;
-use lathe_models::{Kind, Role, gguf};
+use lathe_formats::{Blocks, Rows};
+use lathe_models::{Role, gguf};
 
 use serde_json::{Map, Value};
 
@@ -157,29 +157,54 @@ impl Job<'_> {
     ) -> Result<Done, Error> {
         let numbers = Numbers::open(self.weights, self.checkpoint, planned)?;
         let same = numbers.in_order(planned.format);
+        let copied = same.is_some();
         let blocks = match same {
             // Dense numbers are coded anew, to the same bytes, because that finds NaN.
-            Some(blocks) if !is_dense(planned.format) => blocks.clone(),
+            Some(blocks) if !is_dense(planned.format) => blocks,
             _ => {
-                let stats = self.importance(planned)?;
-                let coded = self.code(planned, &numbers, stats.as_ref())?;
+                let stats = planned.roles.iter().map(|role| self.importance(planned, *role));
+                let stats = stats.collect::<Result<Vec<_>, Error>>()?;
+                let stats: Vec<_> = stats.iter().map(Option::as_ref).collect();
+                let coded = self.code(planned, &numbers, &stats)?;
                 let named = |note| format!("`{}`: {note}", planned.name);
                 notes.extend(coded.notes.into_iter().map(named));
                 coded.blocks
             }
         };
         writer.add(&planned.name, &planned.shape, &blocks)?;
-        let measured = self.measure && same.is_none();
+        let measured = self.measure && !copied;
         let loss = measured.then(|| deviation(&numbers, &blocks, self.threads));
         numbers.release();
-        Ok(Done { copied: same.is_some(), ..planned.done(loss) })
+        Ok(Done { copied, ..planned.done(loss) })
     }
 
-    /// Chooses the codes of a tensor.
+    /// Chooses the codes of a tensor, with what is known of the inputs of each of its weights.
     pub(crate) fn code(
         &self,
         planned: &Planned,
         numbers: &Numbers<'_>,
+        stats: &[Option<&Stats>],
+    ) -> Result<Coded, Error> {
+        // Experts have inputs of their own; other weights in one tensor share theirs.
+        if planned.experts() < 2 || numbers.parts() != stats.len() {
+            let stats = stats.iter().copied().find_map(|stats| stats);
+            return self.code_rows(planned, numbers, stats);
+        }
+        let (mut data, mut notes) = (Vec::with_capacity(planned.bytes().0 as usize), Vec::new());
+        for (nth, stats) in stats.iter().enumerate() {
+            let coded = self.code_rows(planned, &numbers.part(nth), *stats)?;
+            data.extend_from_slice(&coded.blocks.data);
+            notes.extend(coded.notes.into_iter().map(|note| format!("expert {nth}: {note}")));
+        }
+        let (rows, cols) = (planned.rows, planned.cols);
+        let blocks = Blocks::new(planned.format, rows, cols, data.into(), Buf::new())?;
+        Ok(Coded { blocks, notes })
+    }
+
+    fn code_rows(
+        &self,
+        planned: &Planned,
+        numbers: &dyn Rows,
         stats: Option<&Stats>,
     ) -> Result<Coded, Error> {
         let known = stats.map_or(Needs::Nothing, Stats::gives);
@@ -194,25 +219,36 @@ impl Job<'_> {
     }
 
     /// What the importance matrix says of a tensor.
-    pub(crate) fn importance(&self, planned: &Planned) -> Result<Option<Stats>, Error> {
-        let Some(imatrix) = self.imatrix.filter(|_| planned.kind != Kind::Vector) else {
+    pub(crate) fn importance(&self, planned: &Planned, role: Role) -> Result<Option<Stats>, Error> {
+        let Some(imatrix) = self.imatrix.filter(|_| planned.kind.may_be_coded()) else {
             return Ok(None);
         };
         let model = self.weights.model();
-        let name = |role: &Role| gguf::name(model.arch.gguf(), &model.spec, *role).name;
-        // Parts of a fused tensor share their input.
-        let found = planned.roles.iter().find_map(|role| imatrix.entries.get(&name(role)));
-        let Some(squares) = found else { return Ok(None) };
-        let importance = squares.mean();
-        if importance.len() != planned.cols {
+        let name = gguf::name(model.arch.gguf(), &model.spec, role).name;
+        let Some(squares) = imatrix.entries.get(&name) else { return Ok(None) };
+        let (mut importance, cols) = (squares.mean(), planned.cols);
+        let (expert, experts) = self.expert(role);
+        if importance.len() != experts * cols {
             return Err(Error::Imatrix {
                 tensor: planned.name.clone(),
-                expected: planned.cols,
+                expected: experts * cols,
                 found: importance.len(),
             });
         }
-        let count = squares.counts.iter().copied().max().unwrap_or(0);
+        importance.drain(..expert * cols);
+        importance.truncate(cols);
+        let count = squares.counts.get(expert).or(squares.counts.first()).copied().unwrap_or(0);
         Ok(Some(Stats { count, importance, ..Stats::default() }))
+    }
+
+    /// Which of how many matrices a weight is in llama.cpp's tensor.
+    fn expert(&self, role: Role) -> (usize, usize) {
+        let Role::Layer(layer, part) = role else { return (0, 1) };
+        let experts = self.weights.spec().layers.get(layer).and_then(|l| l.mlp.experts());
+        match (part.expert(), experts) {
+            (Some(expert), Some(experts)) => (expert, experts.count),
+            _ => (0, 1),
+        }
     }
 
     /// The GGUF's metadata: the source's own where it is a GGUF, else made of the model.
@@ -271,6 +307,13 @@ impl Job<'_> {
 }
 
 impl Planned {
+    /// How many experts' weights are in it.
+    pub(crate) fn experts(&self) -> usize {
+        let is_expert =
+            |role: &&Role| matches!(role, Role::Layer(_, part) if part.expert().is_some());
+        self.roles.iter().filter(is_expert).count()
+    }
+
     pub(crate) fn for_file(&self) -> lathe_files::Planned {
         lathe_files::Planned {
             name: self.name.clone(),

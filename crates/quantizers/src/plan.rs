@@ -206,7 +206,7 @@ impl Builder<'_> {
     /// The tensors of llama.cpp's file of this model.
     fn gguf(&mut self) -> Result<Vec<Planned>, Error> {
         let mut planned = Vec::new();
-        for gguf::Tensor { name, rows, cols, kind, source } in gguf::tensors(self.model) {
+        for gguf::Tensor { name, rows, cols, kind, shape, source } in gguf::tensors(self.model) {
             let parts: &[_] = match &source {
                 gguf::Source::Weights(parts) => parts,
                 gguf::Source::Values(_) => &[],
@@ -218,7 +218,6 @@ impl Builder<'_> {
             let roles: Vec<_> = parts.iter().map(|(located, _)| located.weight.role).collect();
             let tensor = Tensor { name: &name, kind, cols, roles: &roles };
             let format = self.choose(&tensor, stored)?;
-            let shape = if kind == Kind::Vector { vec![cols] } else { vec![rows, cols] };
             let input = Input::Gguf(source);
             planned.push(Planned { name, shape, rows, cols, kind, roles, format, input });
         }
@@ -332,7 +331,7 @@ impl Builder<'_> {
         tensor: &Tensor<'_>,
         stored: &'static dyn AnyFormat,
     ) -> Result<&'static dyn AnyFormat, Error> {
-        if tensor.kind != Kind::Vector {
+        if tensor.kind.may_be_coded() {
             let others = self.other_names(tensor);
             if let Some(format) = self.overrides.find(tensor.name, &others) {
                 return Ok(format);
@@ -340,7 +339,7 @@ impl Builder<'_> {
         }
         let tied = self.model.spec.tied_head;
         if let Some(mix) = self.mix
-            && tensor.kind != Kind::Vector
+            && tensor.kind.may_be_coded()
             && self.recipe.flagged(tensor.kind, tied).is_none()
         {
             return self.mixed(mix, tensor);
@@ -386,7 +385,7 @@ impl Builder<'_> {
     }
 
     fn check_overrides(&self, tensors: &[Planned]) -> Result<(), Error> {
-        let matrices = tensors.iter().filter(|tensor| tensor.kind != Kind::Vector);
+        let matrices = tensors.iter().filter(|tensor| tensor.kind.may_be_coded());
         self.overrides.check(&matrices.map(|tensor| tensor.name.as_str()).collect::<Vec<_>>())
     }
 }

@@ -96,13 +96,13 @@ impl Recipe {
         match kind {
             Kind::Embedding => self.embeddings.or(self.head.filter(|_| tied)),
             Kind::Head => self.head,
-            Kind::Linear | Kind::Vector => None,
+            Kind::Linear | Kind::Router | Kind::Vector => None,
         }
     }
 
     /// The format that a weight should get, before its columns are looked at.
     ///
-    /// Vectors stay as they are (in GGUF they become f32, as llama.cpp wants them). In a Hugging
+    /// Vectors and routers stay as they are (in GGUF they become f32, as llama.cpp wants them). In a Hugging
     /// Face folder, a quantized format applies to the matrices inside the layers, and embeddings
     /// and head stay as they are. In GGUF, embeddings take the format as well, and the head (the
     /// embeddings themselves, where they are the head) takes Q8_0 if that has more bits: the
@@ -119,9 +119,9 @@ impl Recipe {
             return Ok(flagged);
         }
         Ok(match (target, kind) {
-            (Target::Gguf, Kind::Vector) => by_name("f32")?,
-            (Target::SafeTensors, Kind::Vector) if is_dense(self.to) => self.to,
-            (Target::SafeTensors, Kind::Vector) => stored,
+            (Target::Gguf, Kind::Router | Kind::Vector) => by_name("f32")?,
+            (Target::SafeTensors, Kind::Router | Kind::Vector) if is_dense(self.to) => self.to,
+            (Target::SafeTensors, Kind::Router | Kind::Vector) => stored,
             (_, Kind::Linear) => self.to,
             _ if self.pure || is_dense(self.to) => self.to,
             (Target::SafeTensors, _) => stored,

@@ -59,7 +59,7 @@ impl Transform for Smooth {
         if stats.count == 0 {
             return Ok(Vec::new());
         }
-        let weights = by_channel(stage, &columns(block, stage.linears, stats.absmax.len()));
+        let weights = by_channel(stage, &columns(block, &stage.linears, stats.absmax.len()));
         let inputs = by_channel(stage, &stats.absmax);
         // A channel that is never fed, or never used, has nothing to share.
         let scale = |(x, w): (&f32, &f32)| match *x > 0.0 && *w > 0.0 {

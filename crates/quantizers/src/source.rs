@@ -65,16 +65,35 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// The one stored matrix that these numbers are, if they are in `format` already and in order.
-    pub(crate) fn in_order(&self, format: &dyn AnyFormat) -> Option<&Blocks> {
-        match self.parts.as_slice() {
-            [Part { source: Rowwise::Blocks(blocks), order: None, .. }]
+    /// The stored matrix that these numbers are, if they are in `format` already and in order.
+    pub(crate) fn in_order(&self, format: &'static dyn AnyFormat) -> Option<Blocks> {
+        let same = |part: &Part<'a>| match part {
+            Part { source: Rowwise::Blocks(blocks), order: None, .. }
                 if blocks.format.name() == format.name() && blocks.order.is_none() =>
             {
-                Some(blocks)
+                Some(blocks.clone())
             }
             _ => None,
+        };
+        if let [part] = self.parts.as_slice() {
+            return same(part);
         }
+        let mut data = Vec::new();
+        for part in &self.parts {
+            let blocks = same(part).filter(|blocks| blocks.side.is_empty())?;
+            data.extend_from_slice(&blocks.data);
+        }
+        Blocks::new(format, self.rows, self.cols, data.into(), Buf::new()).ok()
+    }
+
+    /// Weights that these numbers are of.
+    pub(crate) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// The numbers of one of the weights.
+    pub(crate) fn part(&self, nth: usize) -> OnePart<'_, 'a> {
+        OnePart { part: &self.parts[nth], cols: self.cols }
     }
 }
 
@@ -109,6 +128,32 @@ impl<'a> Part<'a> {
     }
 }
 
+impl Part<'_> {
+    fn read(&self, row: usize, out: &mut [f32]) {
+        let from = self.order.as_ref().map_or(row, |order| order[row]);
+        match &self.source {
+            Rowwise::Blocks(blocks) => blocks.decode_row(from, out),
+            Rowwise::View(rows) => rows.read(from, out),
+        }
+    }
+}
+
+/// One of the weights in a tensor.
+pub(crate) struct OnePart<'n, 'a> {
+    part: &'n Part<'a>,
+    cols: usize,
+}
+
+impl Rows for OnePart<'_, '_> {
+    fn shape(&self) -> (usize, usize) {
+        (self.part.rows, self.cols)
+    }
+
+    fn read(&self, row: usize, out: &mut [f32]) {
+        self.part.read(row, out);
+    }
+}
+
 impl Rows for Numbers<'_> {
     fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
@@ -118,11 +163,7 @@ impl Rows for Numbers<'_> {
         let mut row = row;
         for part in &self.parts {
             if row < part.rows {
-                let from = part.order.as_ref().map_or(row, |order| order[row]);
-                return match &part.source {
-                    Rowwise::Blocks(blocks) => blocks.decode_row(from, out),
-                    Rowwise::View(rows) => rows.read(from, out),
-                };
+                return part.read(row, out);
             }
             row -= part.rows;
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use lathe_engine::{LayerRunner, Room};
+use lathe_engine::{Fed, LayerRunner, Room};
 use lathe_files::Checkpoint;
 use lathe_formats::by_name;
 use lathe_models::{Model, Part, Role, Stage};
@@ -65,9 +65,9 @@ fn awq_loses_less_than_llm_compressors() {
         let mut block = Block::load(&stored, index).unwrap();
         let formats: BTreeMap<_, _> = layer
             .stages()
-            .iter()
+            .into_iter()
             .flat_map(|stage| stage.linears)
-            .map(|part| (*part, by_name(FORMAT).unwrap()))
+            .map(|part| (part, by_name(FORMAT).unwrap()))
             .collect();
         let cx = Context { formats: &formats, quantizer: &Rtn, threads: 2 };
         let (mut ours, mut theirs) = (0.0, 0.0);
@@ -78,7 +78,7 @@ fn awq_loses_less_than_llm_compressors() {
             let linears = runner.linears(index, nth, &mut source).unwrap();
             let cols = block.matrix(stage.linears[0]).unwrap().cols;
             let mut inputs = Stats::default();
-            let tap = &mut |x: &[f32]| inputs = stats(x, cols);
+            let tap = &mut |fed: Fed<'_>| inputs = stats(fed.x, cols);
             runner.advance((&entry, &linears), &mut state, tap).unwrap();
 
             let peer = |method: &str| golden[method][index][stage.name].as_f64().unwrap();

@@ -150,7 +150,7 @@ impl Shop {
     /// The format that most bytes of the model's matrices are stored in.
     fn stored_format(&self) -> String {
         let mut by_format: Vec<(String, usize)> = Vec::new();
-        for located in self.model.weights.iter().filter(|w| w.weight.kind != Kind::Vector) {
+        for located in self.model.weights.iter().filter(|w| w.weight.kind.may_be_coded()) {
             let format = self.checkpoint.format(&located.tensor.name).unwrap_or_default();
             match by_format.iter_mut().find(|(name, _)| *name == format) {
                 Some((_, count)) => *count += located.weight.len(),
@@ -182,8 +182,9 @@ impl Shop {
         let stored = self.checkpoint.stored_bytes();
         let spec = self.spec();
         let bits = stored.0 as f64 * 8.0 / spec.parameters().max(1) as f64;
-        let table = if spec.tied_head { 0 } else { (spec.vocab - 1) * spec.width };
-        let unread = (table as f64 * bits / 8.0) as u64;
+        // Rows of other tokens, and experts that a token does not go through.
+        let idle = spec.parameters() - spec.active_parameters();
+        let unread = (idle as f64 * bits / 8.0) as u64;
         let read = lathe_base::Bytes(stored.0.saturating_sub(unread));
         Sizes { weights: stored, read, bits_per_weight: bits, make: Cost::default() }
     }
@@ -192,11 +193,13 @@ impl Shop {
     pub(crate) fn sizes(&self, candidate: &Candidate) -> Result<Sizes, String> {
         let Some(coding) = &candidate.weights else { return Ok(self.base_sizes()) };
         let plan = self.plan(coding)?;
-        let unread = |tensor: &&lathe_quantizers::Planned| {
-            tensor.kind == Kind::Embedding && !self.spec().tied_head
+        let read = |tensor: &lathe_quantizers::Planned| {
+            let weight = tensor.roles.first().and_then(|role| self.model.find(*role));
+            let used = weight.map_or(1.0, |found| self.spec().use_per_token(&found.weight));
+            tensor.bytes().0 as f64 * used
         };
-        let table: u64 = plan.tensors.iter().filter(unread).map(|t| t.bytes().0).sum();
-        let read = lathe_base::Bytes(plan.bytes().0 - table);
+        let read: f64 = plan.tensors.iter().map(read).sum();
+        let read = lathe_base::Bytes(read as u64);
         let bits_per_weight = plan.bits_per_weight();
         let make = self.cost(coding, &plan).map_err(|error| format!("{error:#}"))?;
         Ok(Sizes { weights: plan.bytes(), read, bits_per_weight, make })

@@ -15,7 +15,17 @@ const ARCHITECTURES: &[(&str, &str, &str)] = &[
     ("gemma2", "gemma2", "Gemma2ForCausalLM"),
     ("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
     ("phi3", "phi3", "Phi3ForCausalLM"),
+    ("qwen2moe", "qwen2_moe", "Qwen2MoeForCausalLM"),
+    ("qwen3moe", "qwen3_moe", "Qwen3MoeForCausalLM"),
+    ("olmoe", "olmoe", "OlmoeForCausalLM"),
 ];
+
+/// What a Llama with experts is.
+const LLAMA_WITH_EXPERTS: (&str, &str, &str) = ("llama", "mixtral", "MixtralForCausalLM");
+
+/// Families whose chosen experts' weights llama.cpp makes sum to 1; for the others it does not.
+/// Mixtral has no key that says so.
+const NORMALISED: &[&str] = &["qwen3moe"];
 
 /// The `config.json` that a Hugging Face folder of the same model would hold, as far as the
 /// metadata tells. An architecture that is not in the table keeps its GGUF name as `model_type`,
@@ -95,6 +105,16 @@ impl Reader<'_> {
         }
         if let Some(experts) = self.size("expert_count")?.filter(|&n| n > 0) {
             set("num_local_experts", experts);
+            let used = self.needed("expert_used_count")?;
+            set("num_experts_per_tok", used);
+            let width = self.needed("feed_forward_length")?;
+            let even = width.checked_div(used).unwrap_or(0);
+            let own = self.size("expert_feed_forward_length")?.filter(|&n| n > 0);
+            set("moe_intermediate_size", own.unwrap_or(even));
+            let shared = self.size("expert_shared_feed_forward_length")?.filter(|&n| n > 0);
+            set("shared_expert_intermediate_size", shared.unwrap_or(width));
+            let normalised = NORMALISED.contains(&self.arch);
+            config.insert("norm_topk_prob".to_owned(), normalised.into());
         }
         Ok(config)
     }
@@ -108,9 +128,12 @@ impl Reader<'_> {
 
     fn names(&self, config: &mut Map<String, Json>) {
         // Experts make a different architecture of the same GGUF name.
-        let known = ARCHITECTURES.iter().find(|(gguf, ..)| *gguf == self.arch);
-        let known = known.filter(|_| !config.contains_key("num_local_experts"));
-        let experts = if config.contains_key("num_local_experts") { " with experts" } else { "" };
+        let has_experts = config.contains_key("num_local_experts");
+        let with_experts = |gguf: &str| gguf.ends_with("moe");
+        let known = ARCHITECTURES.iter().chain([&LLAMA_WITH_EXPERTS]).find(|(gguf, model, _)| {
+            *gguf == self.arch && (*model == "mixtral" || with_experts(gguf)) == has_experts
+        });
+        let experts = if has_experts { " with experts" } else { "" };
         match known {
             Some((_, model_type, class)) => {
                 config.insert("model_type".into(), json!(model_type));

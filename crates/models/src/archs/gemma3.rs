@@ -1,5 +1,5 @@
 use super::{gemma2, names};
-use crate::{Arch, Attention, Config, Error, Gguf, Role, Rope, Spec, TensorRef, WindowKey};
+use crate::{Arch, Attention, Config, Error, Gguf, QkNorm, Role, Rope, Spec, TensorRef, WindowKey};
 
 /// Gemma 3, text: five sliding layers for each full one, each kind with its own rope base.
 ///
@@ -22,7 +22,7 @@ impl Arch for Gemma3 {
             return Err(Error::Unsupported { what: "bidirectional attention".to_owned() });
         }
         let mut attention = gemma2::attention(config, LAYERS_OF_27B)?;
-        attention.qk_norm = Some(gemma2::norm(config)?);
+        attention.qk_norm = Some(QkNorm::Head(gemma2::norm(config)?));
         attention.cap = config.cap("attn_logit_softcapping", None)?;
         let window = config.count_or("sliding_window", 4096)?;
         let period = config.count_or("sliding_window_pattern", 6)?.max(1);

@@ -57,15 +57,30 @@ pub(super) fn spec(
     arch: &'static str,
     attention: impl Fn(usize) -> Attention,
 ) -> Result<Spec, Error> {
-    let norm = Norm::new(config.number_or("rms_norm_eps", 1e-6)? as f32);
-    let mlp = Mlp::Gated {
+    let mlp = mlp(config)?;
+    with_mlp(config, arch, attention, |_| mlp.clone())
+}
+
+/// A perceptron as Llama reads it.
+pub(super) fn mlp(config: &Config) -> Result<Mlp, Error> {
+    Ok(Mlp::Gated {
         width: config.count("intermediate_size")?,
         act: config.act("hidden_act", Act::Silu)?,
         bias: config.flag_or("mlp_bias", false)?,
-    };
+    })
+}
+
+/// What a Llama is around an attention and a perceptron per layer index.
+pub(super) fn with_mlp(
+    config: &Config,
+    arch: &'static str,
+    attention: impl Fn(usize) -> Attention,
+    mlp: impl Fn(usize) -> Mlp,
+) -> Result<Spec, Error> {
+    let norm = Norm::new(config.number_or("rms_norm_eps", 1e-6)? as f32);
     let layer = |index| Layer {
         mixer: Mixer::Attention(attention(index)),
-        mlp: mlp.clone(),
+        mlp: mlp(index),
         norms: Norms::before(norm),
     };
     Ok(Spec {

@@ -1,5 +1,5 @@
 use super::{llama, names, qwen2};
-use crate::{Arch, Attention, Biases, Config, Error, Gguf, Norm, Role, Spec, TensorRef};
+use crate::{Arch, Attention, Biases, Config, Error, Gguf, Norm, QkNorm, Role, Spec, TensorRef};
 
 /// Qwen 3, dense: norms over each head of queries and keys instead of biases.
 ///
@@ -15,7 +15,8 @@ impl Arch for Qwen3 {
     fn read(&self, config: &Config) -> Result<Spec, Error> {
         let bias = config.flag_or("attention_bias", false)?;
         let mut attention = llama::attention(config, Biases { qkv: bias, out: bias })?;
-        attention.qk_norm = Some(Norm::new(config.number_or("rms_norm_eps", 1e-6)? as f32));
+        attention.qk_norm =
+            Some(QkNorm::Head(Norm::new(config.number_or("rms_norm_eps", 1e-6)? as f32)));
         let windows = qwen2::windows(config)?;
         llama::spec(config, self.ids()[0], |index| Attention {
             window: windows[index],

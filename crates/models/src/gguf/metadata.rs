@@ -1,6 +1,6 @@
 use lathe_files::gguf::{Metadata, Value};
 
-use crate::{Attention, Gguf, Mlp, Model, Scaling, Spec, WindowKey};
+use crate::{Attention, Gguf, Mlp, Model, Role, Scaling, Spec, WindowKey};
 
 /// The keys that describe the architecture, as llama.cpp's converter writes them.
 ///
@@ -13,7 +13,7 @@ pub fn metadata(model: &Model, name: &str) -> Metadata {
     keys.metadata.set("general.architecture", Value::String(gguf.arch.to_owned()));
     keys.metadata.set("general.type", Value::String("model".to_owned()));
     keys.metadata.set("general.name", Value::String(name.to_owned()));
-    keys.metadata.set("general.size_label", Value::String(size_label(spec.parameters())));
+    keys.metadata.set("general.size_label", Value::String(size_label(spec)));
     keys.sizes(spec);
     if let Some(layer) = spec.layers.first() {
         keys.attention(spec, layer.attention());
@@ -47,11 +47,24 @@ impl Keys {
         self.count("embedding_length", spec.width);
         self.count("vocab_size", spec.vocab);
         if let Some(layer) = spec.layers.first() {
-            let Mlp::Gated { width, .. } = layer.mlp;
-            self.count("feed_forward_length", width);
+            self.feed_forward(&layer.mlp);
         }
         if let Some(cap) = spec.logit_cap {
             self.number("final_logit_softcapping", cap.into());
+        }
+    }
+
+    fn feed_forward(&mut self, mlp: &Mlp) {
+        let experts = match mlp {
+            Mlp::Gated { width, .. } => return self.count("feed_forward_length", *width),
+            Mlp::Experts(experts) => experts,
+        };
+        self.count("feed_forward_length", experts.width);
+        self.count("expert_count", experts.count);
+        self.count("expert_used_count", experts.active);
+        self.count("expert_feed_forward_length", experts.width);
+        if let Some(width) = experts.shared {
+            self.count("expert_shared_feed_forward_length", width);
         }
     }
 
@@ -117,8 +130,23 @@ impl Keys {
     }
 }
 
-/// The count of parameters in at least two digits, such as `1.1B` or `54K`.
-fn size_label(parameters: u64) -> String {
+/// The count of parameters, such as `1.1B` or `54K`; with experts, how many there are times what
+/// a model of one of them would have: `8x7.2B`.
+fn size_label(spec: &Spec) -> String {
+    let experts = |layer: &crate::Layer| layer.mlp.experts().map(|experts| experts.count);
+    let Some(count) = spec.layers.iter().find_map(experts) else {
+        return rounded(spec.parameters());
+    };
+    let is_expert = |weight: &&crate::Weight| match weight.role {
+        Role::Layer(_, part) => part.expert().is_some(),
+        _ => false,
+    };
+    let all: u64 = spec.weights().iter().filter(is_expert).map(|w| w.len() as u64).sum();
+    format!("{count}x{}", rounded(spec.parameters() - all + all / count as u64))
+}
+
+/// A count in at least two digits.
+fn rounded(parameters: u64) -> String {
     let n = parameters as f64;
     let (scaled, unit) = match n {
         n if n > 1e12 => (n * 1e-12, "T"),

@@ -9,8 +9,11 @@ pub struct Tensor {
     pub name: String,
     pub rows: usize,
     pub cols: usize,
-    /// A vector has one dimension in the file and is always stored as f32.
+    /// A vector or router is always stored as f32.
     pub kind: Kind,
+    /// As the file has it, outermost dimension first: vectors have one dimension, experts are
+    /// stacked in a third.
+    pub shape: Vec<usize>,
     pub source: Source,
 }
 
@@ -91,11 +94,30 @@ pub fn tensors(model: &Model) -> Vec<Tensor> {
                 rows: weight.rows,
                 cols: weight.cols,
                 kind: weight.kind,
+                shape: Vec::new(),
                 source: Source::Weights(vec![part]),
             }),
         }
     }
+    list.iter_mut().for_each(|tensor| tensor.shape = tensor.dimensions());
     list
+}
+
+impl Tensor {
+    fn dimensions(&self) -> Vec<usize> {
+        let parts = match &self.source {
+            Source::Weights(parts) => parts.as_slice(),
+            Source::Values(_) => &[],
+        };
+        let first = parts.first().map(|(located, _)| located.weight);
+        match first.map(|weight| weight.role) {
+            Some(Role::Layer(_, part)) if part.expert().is_some() => {
+                vec![parts.len(), self.rows / parts.len(), self.cols]
+            }
+            _ if self.kind == Kind::Vector => vec![self.cols],
+            _ => vec![self.rows, self.cols],
+        }
+    }
 }
 
 /// What must be done to a weight of the model, given how it is stored now.
@@ -115,7 +137,7 @@ fn edit(model: &Model, role: Role) -> Edit {
     match part {
         Part::Q | Part::QBias if interleave => Edit::Interleave { heads: attention.heads },
         Part::K | Part::KBias if interleave => Edit::Interleave { heads: attention.kv_heads },
-        Part::QNorm | Part::KNorm => offset(attention.qk_norm),
+        Part::QNorm | Part::KNorm => offset(attention.qk_norm.map(|norm| *norm.norm())),
         Part::MixerNorm => offset(Some(layer.norms.before_mixer)),
         Part::MixerAfterNorm => offset(layer.norms.after_mixer),
         Part::MlpNorm => offset(Some(layer.norms.before_mlp)),
@@ -142,6 +164,7 @@ fn rope_factors(spec: &Spec) -> Vec<Tensor> {
             rows: 1,
             cols: values.len(),
             kind: Kind::Vector,
+            shape: Vec::new(),
             source: Source::Values(values),
         }
     };

@@ -39,7 +39,7 @@ impl Bad {
     pub(crate) fn of(
         self,
         layer: usize,
-        stage: &'static str,
+        inputs: impl std::fmt::Display,
         (first, lengths): (usize, &[usize]),
     ) -> Error {
         let (mut sample, mut token) = (first, self.token);
@@ -50,6 +50,7 @@ impl Bad {
             token -= length;
             sample += 1;
         }
+        let stage = inputs.to_string();
         Error::Input { layer, stage, sample, token, value: self.value }
     }
 }

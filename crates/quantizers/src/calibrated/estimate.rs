@@ -100,10 +100,9 @@ impl Estimate {
     }
 }
 
-/// What attention mixes or the gate gives, whichever is wider.
+/// What attention mixes or the gates give, whichever is wider.
 pub(super) fn inner_width(layer: &lathe_models::Layer) -> usize {
-    let lathe_models::Mlp::Gated { width, .. } = layer.mlp;
-    width.max(layer.attention().q_width())
+    LayerRunner::inner_width(layer, 1).max(LayerRunner::inner_width(layer, 3))
 }
 
 /// Tensors outside of the layers: one is coded at a time, from rows that are read as needed, and
@@ -198,7 +197,7 @@ impl<'a> Layer<'a> {
         let index = self.index;
         self.spec.weights().into_iter().filter(move |weight| {
             matches!(weight.role, Role::Layer(layer, part)
-                if layer == index && part.stage() == stage && weight.kind == Kind::Linear)
+                if layer == index && part.step() == stage && weight.kind == Kind::Linear)
         })
     }
 
@@ -248,13 +247,23 @@ impl<'a> Layer<'a> {
         })
     }
 
+    /// The columns of all inputs that are looked at: each expert's are by themselves.
+    fn inputs(&self, stage: usize) -> impl Iterator<Item = usize> {
+        let layer = &self.spec.layers[self.index];
+        let inputs = layer.inputs().into_iter().filter(move |inputs| inputs.step == stage);
+        inputs.map(|inputs| layer.input_width(inputs, self.spec.width))
+    }
+
     fn gathered(&self, stage: usize, needs: Needs) -> u64 {
-        Collector::bytes(self.cols(stage), needs).0
+        self.inputs(stage).map(|cols| Collector::bytes(cols, needs).0).sum()
     }
 
     fn finished(&self, stage: usize, needs: Needs) -> u64 {
-        let cols = self.cols(stage) as u64;
-        4 * if needs == Needs::Hessian { cols * cols + 3 * cols } else { 3 * cols }
+        let one = |cols: u64| match needs {
+            Needs::Hessian => cols * cols + 3 * cols,
+            _ => 3 * cols,
+        };
+        self.inputs(stage).map(|cols| 4 * one(cols as u64)).sum()
     }
 
     fn most(&self, needs: Needs, bytes: fn(&Self, usize, Needs) -> u64) -> u64 {

@@ -1,9 +1,11 @@
-use lathe_base::{Bytes, Progress};
-use lathe_engine::{LayerRunner, Room};
-use lathe_files::{Imatrix, Squares};
-use lathe_models::{Kind, Role, Weight, gguf};
+use std::collections::BTreeMap;
 
-use super::{batches, collect::Collector};
+use lathe_base::{Bytes, Progress};
+use lathe_engine::{Fed, LayerRunner, Room};
+use lathe_files::{Imatrix, Squares};
+use lathe_models::{Inputs, Kind, Layer, Role, Weight, gguf};
+
+use super::{batches, collect::Collector, layer::gather};
 use crate::{Calibration, Error, Needs, Weights};
 
 /// What importance is measured on.
@@ -50,7 +52,8 @@ impl Measured<'_> {
         let spec = self.weights.spec();
         let activations = LayerRunner::bytes(spec, self.room());
         let stage = |index: usize, stage: usize| -> u64 {
-            let own = |w: &Weight| matches!(w.role, Role::Layer(l, p) if l == index && p.stage() == stage);
+            let own =
+                |w: &Weight| matches!(w.role, Role::Layer(l, p) if l == index && p.step() == stage);
             4 * spec.weights().iter().filter(|w| own(w)).map(|w| w.len() as u64).sum::<u64>()
         };
         let layers = 0..spec.layers.len();
@@ -67,8 +70,8 @@ impl Measured<'_> {
 struct Walk<'a> {
     measured: &'a Measured<'a>,
     runner: LayerRunner,
-    /// By layer and stage.
-    collectors: Vec<[Collector; 4]>,
+    /// By layer.
+    collectors: Vec<BTreeMap<Inputs, Collector>>,
     head: Option<Collector>,
     progress: &'a dyn Progress,
     /// Which batch, of how many.
@@ -78,20 +81,15 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     fn new(measured: &'a Measured<'a>, progress: &'a dyn Progress) -> Result<Self, Error> {
         let spec = measured.weights.spec();
-        let cols = |index: usize, stage: usize| {
-            let part = spec.layers[index].stages()[stage].linears[0];
-            let located = measured.weights.model().find(Role::Layer(index, part));
-            located.map_or(0, |located| located.weight.cols)
-        };
         let collector = |cols| Collector::new(cols, Needs::Importance);
-        let layer = |index| -> Result<[Collector; 4], Error> {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|stage| collector(cols(index, stage)));
-            Ok([a?, b?, c?, d?])
+        let layer = |layer: &Layer| {
+            let one = |inputs| Ok((inputs, collector(layer.input_width(inputs, spec.width))?));
+            layer.inputs().into_iter().map(one).collect()
         };
         Ok(Self {
             measured,
             runner: LayerRunner::new(spec, measured.room(), measured.threads)?,
-            collectors: (0..spec.layers.len()).map(layer).collect::<Result<_, Error>>()?,
+            collectors: spec.layers.iter().map(layer).collect::<Result<_, Error>>()?,
             head: measured.head.then(|| collector(spec.width)).transpose()?,
             progress,
             at: (0, 0),
@@ -119,14 +117,13 @@ impl<'a> Walk<'a> {
                 };
                 let entry = self.runner.entry(layer, stage, source)?;
                 let linears = self.runner.linears(layer, stage, source)?;
-                let collector = &mut self.collectors[layer][stage];
+                let collectors = &mut self.collectors[layer];
                 let mut bad = None;
-                let tap = &mut |x: &[f32]| bad = collector.add(&pool, x).err();
+                let tap = &mut |fed: Fed<'_>| gather(collectors, (stage, fed), &pool, &mut bad);
                 self.runner.advance((&entry, &linears), &mut states, tap)?;
                 used.iter().for_each(lathe_files::release);
-                if let Some(bad) = bad {
-                    let name = spec.layers[layer].stages()[stage].name;
-                    return Err(bad.of(layer, name, (first, &states.lengths)));
+                if let Some((inputs, bad)) = bad {
+                    return Err(bad.of(layer, inputs, (first, &states.lengths)));
                 }
             }
         }
@@ -155,13 +152,24 @@ impl<'a> Walk<'a> {
         let mut imatrix = Imatrix::default();
         let mut add = |role: Role, collector: &Collector| {
             let name = gguf::name(model.arch.gguf(), &model.spec, role).name;
-            let (sums, counts) = (collector.squares(), vec![collector.count()]);
-            // Parts of a fused tensor share their input.
-            imatrix.entries.insert(name, Squares { sums, counts });
+            let (sums, count) = (collector.squares(), collector.count());
+            match role {
+                // One expert after the other.
+                Role::Layer(_, part) if part.expert().is_some_and(|expert| expert > 0) => {
+                    let all = imatrix.entries.entry(name).or_default();
+                    all.sums.extend(sums);
+                    all.counts.push(count);
+                }
+                // Parts of a fused tensor share their input.
+                _ => drop(imatrix.entries.insert(name, Squares { sums, counts: vec![count] })),
+            }
         };
-        for weight in model.spec.weights().iter().filter(|w| w.kind == Kind::Linear) {
-            if let Role::Layer(layer, part) = weight.role {
-                add(weight.role, &self.collectors[layer][part.stage()]);
+        let fed = |weight: &&Weight| matches!(weight.kind, Kind::Linear | Kind::Router);
+        for weight in model.spec.weights().iter().filter(fed) {
+            if let Role::Layer(layer, part) = weight.role
+                && let Some(collector) = self.collectors[layer].get(&part.inputs())
+            {
+                add(weight.role, collector);
             }
         }
         if let Some(head) = &self.head {

@@ -1,17 +1,27 @@
 use std::collections::BTreeMap;
 
-use lathe_engine::{Entry, Linears, Source};
+use lathe_engine::{Entry, Fed, LayerRunner, Linears, Source};
 use lathe_formats::{AnyFormat, Blocks};
-use lathe_models::{Kind, Part, Role, Stage, Weight};
+use lathe_kernels::Pool;
+use lathe_models::{Inputs, Part, Role, Stage, Weight};
 
-use super::{Run, apart::take_apart, collect::Collector, edited::Edited, place};
+use super::{
+    Run,
+    apart::take_apart,
+    collect::{Bad, Collector},
+    edited::Edited,
+    few, place,
+};
 use crate::{
     Block, Context, Error, Needs, Planned, Stats, Transform, Weights, measure::deviation,
     recipe::is_dense, source::Numbers,
 };
 
-/// What a sweep over all sequences gathers, by stage.
-type Collectors = [Option<Collector>; 4];
+/// What a sweep over all sequences gathers.
+type Collectors = BTreeMap<Inputs, Collector>;
+
+/// What is known of the inputs within a layer.
+pub(super) type Gathered = BTreeMap<Inputs, Stats>;
 
 /// What a sweep over all sequences does.
 #[derive(Default)]
@@ -27,7 +37,9 @@ struct Sweep<'a> {
 /// A layer that is being coded.
 struct Work<'a> {
     index: usize,
-    stages: [Stage; 4],
+    stages: Vec<Stage>,
+    /// All that can be looked at, and how many columns it has.
+    inputs: Vec<(Inputs, usize)>,
     /// Its tensors, with their places in the plan.
     tensors: Vec<(usize, &'a Planned)>,
     formats: BTreeMap<Part, &'static dyn AnyFormat>,
@@ -42,9 +54,13 @@ impl Run<'_> {
         let run = self.calibrated;
         let plan = self.job.plan;
         let own = |(_, planned): &(usize, &Planned)| place(planned).0 == index + 1;
+        let spec = self.job.weights.spec();
+        let layer = &spec.layers[index];
+        let with_cols = |inputs| (inputs, layer.input_width(inputs, spec.width));
         let mut work = Work {
             index,
-            stages: self.job.weights.spec().layers[index].stages(),
+            stages: layer.stages(),
+            inputs: layer.inputs().into_iter().map(with_cols).collect(),
             tensors: plan.tensors.iter().enumerate().filter(own).collect(),
             formats: run.formats(index),
             weights: Edited { base: self.job.weights, layer: index, parts: BTreeMap::new() },
@@ -53,13 +69,19 @@ impl Run<'_> {
         let mut stats = self.whole(&work)?;
         if run.folds() {
             self.fold(&mut work, &mut stats)?;
+            let experts = spec.layers[index].mlp.experts().is_some();
+            if experts && !run.steps_by_stage() {
+                // A fold of what all experts are fed changes what each of them is fed.
+                stats = self.whole(&work)?;
+            }
         }
         self.vectors(&mut work)?;
         if run.steps_by_stage() {
             self.by_stage(&mut work)?;
         } else {
-            for (stage, stats) in stats.into_iter().enumerate() {
-                self.code_stage(&mut work, stage, stats)?;
+            for step in 0..4 {
+                let own = stats.extract_if(.., |inputs, _| inputs.step == step).collect();
+                self.code_step(&mut work, step, own)?;
             }
             if !self.is_last(index) {
                 self.pass_on(&work)?;
@@ -74,16 +96,16 @@ impl Run<'_> {
     }
 
     /// Statistics of the layer as it is, where they are wanted.
-    fn whole(&mut self, work: &Work<'_>) -> Result<[Option<Stats>; 4], Error> {
+    fn whole(&mut self, work: &Work<'_>) -> Result<Gathered, Error> {
         if !self.wants_whole() {
-            return Ok(Default::default());
+            return Ok(Gathered::new());
         }
         let run = self.calibrated;
         let rest = if run.sequential { Needs::Nothing } else { run.stage_needs() };
         let needs = run.fold_needs().max(rest);
-        let mut collectors = Collectors::default();
-        for (stage, collector) in collectors.iter_mut().enumerate() {
-            *collector = Some(self.collector(work, stage, needs)?);
+        let mut collectors = Collectors::new();
+        for (inputs, cols) in &work.inputs {
+            collectors.insert(*inputs, Collector::new(*cols, needs)?);
         }
         let mut used = Vec::new();
         let through = (0..4).map(|stage| {
@@ -98,23 +120,20 @@ impl Run<'_> {
         self.finish_all(collectors)
     }
 
-    fn finish_all(&self, collectors: Collectors) -> Result<[Option<Stats>; 4], Error> {
+    fn finish_all(&self, collectors: Collectors) -> Result<Gathered, Error> {
         let pool = self.runner.pool();
-        let mut stats: [Option<Stats>; 4] = Default::default();
-        for (stats, collector) in stats.iter_mut().zip(collectors) {
-            *stats = collector.map(|collector| collector.finish(&pool)).transpose()?;
-        }
-        Ok(stats)
+        let all = collectors.into_iter();
+        all.map(|(inputs, collector)| Ok((inputs, collector.finish(&pool)?))).collect()
     }
 
     /// Applies the transforms that reach beyond a stage to the whole layer.
-    fn fold(&mut self, work: &mut Work<'_>, stats: &mut [Option<Stats>; 4]) -> Result<(), Error> {
+    fn fold(&mut self, work: &mut Work<'_>, stats: &mut Gathered) -> Result<(), Error> {
         let mut block = Block::load(work.weights.base, work.index)?;
         for transform in self.calibrated.transforms.iter().filter(|t| t.folds()) {
-            for (stage, stats) in work.stages.iter().zip(stats.iter_mut()) {
+            for stage in &work.stages {
                 self.progress.check()?;
                 let mut none = Stats::default();
-                let stats = stats.as_mut().unwrap_or(&mut none);
+                let stats = stats.get_mut(&stage.inputs).unwrap_or(&mut none);
                 self.apply(transform.as_ref(), &mut block, (work, stage), stats)?;
             }
         }
@@ -135,18 +154,18 @@ impl Run<'_> {
             threads: self.job.threads,
         };
         let notes = transform.apply(block, stage, stats, &cx)?;
-        let named = |note| format!("layer {}, {}: {note}", work.index, stage.name);
+        let named = |note| format!("layer {}, {}: {note}", work.index, stage.inputs);
         self.notes.extend(notes.into_iter().map(named));
         Ok(())
     }
 
-    /// Writes the layer's norms and biases, which are final now.
+    /// Writes the layer's norms, biases and routers, which are final now.
     fn vectors(&mut self, work: &mut Work<'_>) -> Result<(), Error> {
         for (at, planned) in work.tensors.clone() {
-            if planned.kind != Kind::Vector {
+            if planned.kind.may_be_coded() {
                 continue;
             }
-            let blocks = self.code_tensor(work, (at, planned), None)?;
+            let blocks = self.code_tensor(work, (at, planned), &Gathered::new())?;
             // What is run is what is written; llama.cpp's files hold vectors in f32 anyway.
             if let (crate::Input::Stored(_), [Role::Layer(_, part)]) =
                 (&planned.input, planned.roles.as_slice())
@@ -162,7 +181,7 @@ impl Run<'_> {
         let needs = self.calibrated.stage_needs();
         let sweeps = if self.is_last(work.index) { 4 } else { 5 };
         for stage in 0..sweeps {
-            let mut collectors = Collectors::default();
+            let mut collectors = Collectors::new();
             let mut sweep = Sweep { keeps: stage > 0, ..Sweep::default() };
             if stage > 0 {
                 let blocks = work.blocks(stage - 1)?;
@@ -170,16 +189,16 @@ impl Run<'_> {
             }
             let entry = if stage < 4 { Some(self.entry(work, stage)?) } else { None };
             if work.quantizes(stage, !self.calibrated.transforms.is_empty()) {
-                collectors[stage] = Some(self.collector(work, stage, needs)?);
+                for (inputs, cols) in work.inputs.iter().filter(|(i, _)| i.step == stage) {
+                    collectors.insert(*inputs, Collector::new(*cols, needs)?);
+                }
                 sweep.until = entry.as_ref();
             }
             self.sweep(work, sweep, &mut collectors)?;
             work.forget_matrices(stage);
             if stage < 4 {
-                let [stats] = [collectors[stage].take()];
-                let pool = self.runner.pool();
-                let stats = stats.map(|collector| collector.finish(&pool)).transpose()?;
-                self.code_stage(work, stage, stats)?;
+                let stats = self.finish_all(collectors)?;
+                self.code_step(work, stage, stats)?;
             }
         }
         Ok(())
@@ -190,43 +209,29 @@ impl Run<'_> {
         let load = |stage| self.load(work.index, stage, &work.blocks(stage)?);
         let through = (0..4).map(load).collect::<Result<_, Error>>()?;
         let sweep = Sweep { through, until: None, keeps: true };
-        self.sweep(work, sweep, &mut Collectors::default())
+        self.sweep(work, sweep, &mut Collectors::new())
     }
 
-    /// Codes and writes the matrices of a stage.
-    fn code_stage(
+    /// Codes and writes the matrices of a step.
+    fn code_step(
         &mut self,
         work: &mut Work<'_>,
-        stage: usize,
-        mut stats: Option<Stats>,
+        step: usize,
+        mut stats: Gathered,
     ) -> Result<(), Error> {
-        if let Some(stats) = &stats {
-            self.note_dead(work, stage, stats);
+        for (inputs, stats) in stats.iter().filter(|(inputs, _)| inputs.expert.is_none()) {
+            self.note_dead(work, *inputs, stats);
         }
-        let run = self.calibrated;
-        if run.changes() {
-            let own = |part: Part| part.stage() == stage;
-            let parts = {
-                let mut block = Block::load_parts(&work.weights, work.index, own)?;
-                for transform in run.transforms.iter().filter(|t| !t.folds()) {
-                    let mut none = Stats::default();
-                    let stats = stats.as_mut().unwrap_or(&mut none);
-                    let place = (&*work, &work.stages[stage]);
-                    self.apply(transform.as_ref(), &mut block, place, stats)?;
-                }
-                block.into_parts()?
-            };
-            let is_matrix = |part: &Part| work.formats.contains_key(part);
-            work.weights.parts.extend(parts.into_iter().filter(|(part, _)| is_matrix(part)));
-        }
+        self.notes.extend(few::support(work.index, &mut stats));
+        self.change(work, step, &mut stats)?;
+        let weights = self.job.weights.spec().weights();
         for (at, planned) in work.tensors.clone() {
-            if planned.kind == Kind::Vector || place(planned).1 != stage + 1 {
+            if !planned.kind.may_be_coded() || place(planned).1 != step + 1 {
                 continue;
             }
             self.progress.check()?;
-            let blocks = self.code_tensor(work, (at, planned), stats.as_ref())?;
-            let spec = self.job.weights.spec();
-            let rows = |role: Role| rows_of(&spec.weights(), role);
+            let blocks = self.code_tensor(work, (at, planned), &stats)?;
+            let rows = |role: Role| rows_of(&weights, role);
             for (role, blocks) in take_apart(planned, &blocks, rows)? {
                 if let Role::Layer(_, part) = role {
                     work.coded.insert(part, blocks);
@@ -237,24 +242,61 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Applies the transforms that change single steps.
+    fn change(
+        &mut self,
+        work: &mut Work<'_>,
+        step: usize,
+        stats: &mut Gathered,
+    ) -> Result<(), Error> {
+        let run = self.calibrated;
+        if !run.changes() {
+            return Ok(());
+        }
+        let own = |part: Part| part.step() == step;
+        let parts = {
+            let mut block = Block::load_parts(&work.weights, work.index, own)?;
+            for transform in run.transforms.iter().filter(|t| !t.folds()) {
+                let stages = work.stages.iter().flat_map(Stage::by_inputs);
+                for stage in stages.filter(|stage| stage.inputs.step == step) {
+                    let mut none = Stats::default();
+                    let stats = stats.get_mut(&stage.inputs).unwrap_or(&mut none);
+                    self.apply(transform.as_ref(), &mut block, (&*work, &stage), stats)?;
+                }
+            }
+            block.into_parts()?
+        };
+        let is_matrix = |part: &Part| work.formats.contains_key(part);
+        work.weights.parts.extend(parts.into_iter().filter(|(part, _)| is_matrix(part)));
+        Ok(())
+    }
+
     /// Codes one tensor, and writes it unless an earlier run has.
     fn code_tensor(
         &mut self,
         work: &Work<'_>,
         (at, planned): (usize, &Planned),
-        stats: Option<&Stats>,
+        stats: &Gathered,
     ) -> Result<Blocks, Error> {
         let numbers = Numbers::open(&work.weights, self.job.checkpoint, planned)?;
         let same = numbers.in_order(planned.format);
         let copied = same.is_some() && !work.has_edited(planned);
         // Without calibration, an importance matrix may say something.
-        let own = if stats.is_none() { self.job.importance(planned)? } else { None };
-        let stats = stats.or(own.as_ref());
+        let own = |role: &Role| match stats.is_empty() {
+            true => self.job.importance(planned, *role),
+            false => Ok(None),
+        };
+        let own = planned.roles.iter().map(own).collect::<Result<Vec<_>, Error>>()?;
         let blocks = match same {
             // Dense numbers are coded anew, to the same bytes, because that finds NaN.
-            Some(blocks) if !is_dense(planned.format) => blocks.clone(),
+            Some(blocks) if !is_dense(planned.format) => blocks,
             _ => {
-                let coded = self.job.code(planned, &numbers, stats)?;
+                let known = planned.roles.iter().zip(&own).map(|(role, own)| match role {
+                    Role::Layer(_, part) => stats.get(&part.inputs()).or(own.as_ref()),
+                    _ => own.as_ref(),
+                });
+                let known: Vec<_> = known.collect();
+                let coded = self.job.code(planned, &numbers, &known)?;
                 let named = |note| format!("`{}`: {note}", planned.name);
                 self.notes.extend(coded.notes.into_iter().map(named));
                 coded.blocks
@@ -284,28 +326,24 @@ impl Run<'_> {
         };
         let last = first + sweep.through.len();
         let pool = self.runner.pool();
-        let cols = |stage| work.cols(stage);
         for batch in self.batches.clone() {
             self.progress.check()?;
             self.report(work, first);
-            let mut sequences = self.states.read(batch.clone(), (first, cols(first)))?;
+            let inner = LayerRunner::inner_width(self.runner.layer(work.index), first);
+            let mut sequences = self.states.read(batch.clone(), (first, inner))?;
             let lengths = sequences.lengths.clone();
             for (entry, linears) in &sweep.through {
                 let stage = entry.stage();
                 let mut bad = None;
-                let tap = &mut |x: &[f32]| {
-                    if let Some(collector) = &mut collectors[stage] {
-                        bad = collector.add(&pool, x).err();
-                    }
-                };
+                let tap = &mut |fed: Fed<'_>| gather(collectors, (stage, fed), &pool, &mut bad);
                 self.runner.advance((entry, linears), &mut sequences, tap)?;
-                work.check(bad, stage, (batch.start, &lengths))?;
+                work.check(bad, (batch.start, &lengths))?;
             }
-            if let Some(entry) = sweep.until
-                && let Some(collector) = &mut collectors[last]
-            {
-                let bad = collector.add(&pool, self.runner.input(entry, &mut sequences)?).err();
-                work.check(bad, last, (batch.start, &lengths))?;
+            if let Some(entry) = sweep.until {
+                let mut bad = None;
+                let tap = &mut |fed: Fed<'_>| gather(collectors, (last, fed), &pool, &mut bad);
+                self.runner.look(entry, &mut sequences, tap)?;
+                work.check(bad, (batch.start, &lengths))?;
             }
             if sweep.keeps {
                 self.states.write(batch.clone(), last, &sequences)?;
@@ -317,21 +355,17 @@ impl Run<'_> {
 
     fn report(&self, work: &Work<'_>, stage: usize) {
         let layers = self.job.weights.spec().layers.len();
-        let (layer, stage) = (work.index + 1, work.stages.get(stage).map_or("", |s| s.name));
+        let (layer, stage) = (work.index + 1, Inputs { step: stage, expert: None });
         let total = layers as u64 * self.steps_per_layer();
         self.progress.at(&format!("layer {layer} of {layers}, {stage}"), self.at, total);
     }
 
-    fn collector(&self, work: &Work<'_>, stage: usize, needs: Needs) -> Result<Collector, Error> {
-        Collector::new(work.cols(stage), needs)
-    }
-
-    fn note_dead(&mut self, work: &Work<'_>, stage: usize, stats: &Stats) {
+    fn note_dead(&mut self, work: &Work<'_>, inputs: Inputs, stats: &Stats) {
         let dead = stats.absmax.iter().filter(|most| **most == 0.0).count();
         if dead > 0 {
-            let (layer, name, cols) = (work.index, work.stages[stage].name, stats.absmax.len());
+            let (layer, cols) = (work.index, stats.absmax.len());
             self.notes.push(format!(
-                "layer {layer}, {name}: {dead} of {cols} columns are 0 in all of the calibration \
+                "layer {layer}, {inputs}: {dead} of {cols} columns are 0 in all of the calibration \
                  texts"
             ));
         }
@@ -389,7 +423,7 @@ impl Work<'_> {
         let mut blocks = BTreeMap::new();
         for weight in self.weights.spec().weights() {
             let Role::Layer(index, part) = weight.role else { continue };
-            if index == self.index && part.stage() == stage {
+            if index == self.index && part.step() == stage {
                 let coded = self.coded.get(&part).cloned();
                 let now = coded.map_or_else(|| self.weights.matrix(weight.role), Ok)?;
                 blocks.insert(part, now);
@@ -398,38 +432,44 @@ impl Work<'_> {
         Ok(blocks)
     }
 
-    /// Columns of a stage's inputs.
-    fn cols(&self, stage: usize) -> usize {
-        let linears = self.stages.get(stage).map_or(&[][..], |stage| stage.linears);
-        let role = |part: &Part| Role::Layer(self.index, *part);
-        let model = self.weights.model();
-        let found = linears.iter().find_map(|part| model.find(role(part)));
-        found.map_or(0, |located| located.weight.cols)
-    }
-
-    /// Whether anything of a stage is quantized, or changed before.
-    fn quantizes(&self, stage: usize, changed: bool) -> bool {
-        let linears = self.stages.get(stage).map_or(&[][..], |stage| stage.linears);
+    /// Whether anything of a step is quantized, or changed before.
+    fn quantizes(&self, step: usize, changed: bool) -> bool {
+        let linears = self.stages.iter().flat_map(|stage| &stage.linears);
         linears
-            .iter()
+            .filter(|part| part.step() == step)
             .any(|part| changed || self.formats.get(part).is_some_and(|format| !is_dense(*format)))
     }
 
     /// Lets go of the matrices before a stage: they are not needed again.
     fn forget_matrices(&mut self, stage: usize) {
         let formats = &self.formats;
-        self.coded.retain(|part, _| part.stage() >= stage || !formats.contains_key(part));
+        self.coded.retain(|part, _| part.step() >= stage || !formats.contains_key(part));
     }
 
     fn check(
         &self,
-        bad: Option<super::collect::Bad>,
-        stage: usize,
+        bad: Option<(Inputs, Bad)>,
         (first, lengths): (usize, &[usize]),
     ) -> Result<(), Error> {
         match bad {
-            Some(bad) => Err(bad.of(self.index, self.stages[stage].name, (first, lengths))),
+            Some((inputs, bad)) => Err(bad.of(self.index, inputs, (first, lengths))),
             None => Ok(()),
         }
+    }
+}
+
+/// Adds inputs of a step to what is gathered of them; the first that cannot be added is kept.
+pub(super) fn gather(
+    collectors: &mut Collectors,
+    (step, fed): (usize, Fed<'_>),
+    pool: &Pool,
+    bad: &mut Option<(Inputs, Bad)>,
+) {
+    let inputs = Inputs { step, expert: fed.expert };
+    let Some(collector) = collectors.get_mut(&inputs) else { return };
+    if let Err(found) = collector.add(pool, fed.x) {
+        // Of an expert's tokens, which one of all it is.
+        let token = fed.tokens.get(found.token).copied().unwrap_or(found.token);
+        bad.get_or_insert((inputs, Bad { token, ..found }));
     }
 }

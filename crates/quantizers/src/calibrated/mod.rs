@@ -4,6 +4,7 @@ mod apart;
 mod collect;
 mod edited;
 mod estimate;
+mod few;
 mod imatrix;
 mod layer;
 mod states;
@@ -78,7 +79,7 @@ impl Calibrated<'_> {
     }
 
     /// The plan in the order of the work: what is outside of the layers, then layer by layer first
-    /// the vectors and then stage by stage the matrices, then what follows the layers.
+    /// the vectors and routers and then stage by stage the matrices, then what follows the layers.
     fn ordered(&self) -> Plan {
         let mut plan = self.job.plan.clone();
         plan.tensors.sort_by_key(place);
@@ -145,12 +146,12 @@ impl Calibrated<'_> {
 /// Where a tensor stands in the order of the work: layer, counted from 1, and step within it.
 fn place(planned: &Planned) -> (usize, usize) {
     let of_role = |role: &Role| match role {
-        Role::Layer(index, part) => (index + 1, 1 + part.stage()),
+        Role::Layer(index, part) => (index + 1, 1 + part.step()),
         Role::FinalNorm | Role::Head => (usize::MAX, 0),
         Role::Embed | Role::RopeFactors(_) => (0, 0),
     };
     let (layer, step) = planned.roles.iter().map(of_role).max().unwrap_or((0, 0));
-    (layer, if planned.kind == Kind::Vector { 0 } else { step })
+    (layer, if planned.kind.may_be_coded() { step } else { 0 })
 }
 
 /// A run that is under way.

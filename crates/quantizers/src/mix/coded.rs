@@ -1,19 +1,22 @@
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     thread,
 };
 
 use lathe_formats::{AnyFormat, Blocks};
-use lathe_models::Role;
+use lathe_models::{Inputs, Role};
 
 use super::model::Subject;
 use crate::{Dense, Error, Needs, Quantizer, Rtn, Search, Stats};
 
+/// Inputs within a layer, or the head's.
+pub(super) type Of = Option<(usize, Inputs)>;
+
 /// Codes weights and remembers the codes, the latest first.
 pub(super) struct Coder<'a> {
     subject: Subject<'a>,
-    /// Of the inputs of each stage of each layer, and of the head's.
-    stats: Vec<Stats>,
+    /// Of the inputs within each layer, and of the head's.
+    stats: BTreeMap<Of, Stats>,
     codes: HashMap<(Role, &'static str), Blocks>,
     order: VecDeque<(Role, &'static str)>,
     held: usize,
@@ -34,10 +37,10 @@ pub(super) struct Loss {
 impl<'a> Coder<'a> {
     pub(super) fn new(subject: Subject<'a>) -> Self {
         let (codes, order) = (HashMap::new(), VecDeque::new());
-        Self { subject, stats: Vec::new(), codes, order, held: 0, powers: HashMap::new() }
+        Self { subject, stats: BTreeMap::new(), codes, order, held: 0, powers: HashMap::new() }
     }
 
-    pub(super) fn set(&mut self, stats: Vec<Stats>) {
+    pub(super) fn set(&mut self, stats: BTreeMap<Of, Stats>) {
         self.stats = stats;
     }
 
@@ -45,9 +48,12 @@ impl<'a> Coder<'a> {
     fn stats(&self, role: Role) -> Option<&Stats> {
         let spec = self.subject.weights.spec();
         match role {
-            Role::Head => self.stats.last(),
-            Role::Embed if spec.tied_head => self.stats.last(),
-            Role::Layer(layer, part) => self.stats.get(4 * layer + part.stage()),
+            Role::Head => self.stats.get(&None),
+            Role::Embed if spec.tied_head => self.stats.get(&None),
+            Role::Layer(layer, part) => {
+                // An expert that no text went through is coded by its weights alone.
+                self.stats.get(&Some((layer, part.inputs()))).filter(|stats| stats.count > 0)
+            }
             _ => None,
         }
     }

@@ -83,16 +83,26 @@ fn usual(target: Target, format: &dyn AnyFormat) -> bool {
 }
 
 fn free(target: Target, planned: &Planned) -> bool {
-    let matrix = !planned.roles.is_empty() && planned.kind != Kind::Vector;
+    let matrix = !planned.roles.is_empty() && planned.kind.may_be_coded();
     matrix && (target == Target::Gguf || planned.kind == Kind::Linear && !is_dense(planned.format))
 }
+
+/// Keys beside those of the steps of a layer.
+const EXPERTS: usize = 4;
+const SHARED: usize = 5;
 
 /// Tensors with the same key share a format.
 fn partner(target: Target, planned: &Planned) -> Option<(usize, usize)> {
     match (target, planned.roles.first()) {
         (Target::SafeTensors, Some(Role::Layer(layer, part))) => {
             let fused = [Part::Q, Part::K, Part::V, Part::Gate, Part::Up].contains(part);
-            fused.then(|| (*layer, part.stage()))
+            let shared = [Part::SharedGate, Part::SharedUp].contains(part);
+            match part.expert() {
+                // vLLM runs all experts of a layer as one.
+                Some(_) => Some((*layer, EXPERTS)),
+                None if shared => Some((*layer, SHARED)),
+                None => fused.then(|| (*layer, part.step())),
+            }
         }
         _ => None,
     }

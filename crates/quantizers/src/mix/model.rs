@@ -1,12 +1,12 @@
 use std::collections::BTreeMap;
 
 use lathe_base::Progress;
-use lathe_engine::{Entry, LayerRunner, Linears, Output, Room, Sequences};
+use lathe_engine::{Entry, Fed, LayerRunner, Linears, Output, Room, Sequences};
 use lathe_formats::{AnyFormat, Blocks, by_name};
-use lathe_models::{Role, Weight};
+use lathe_models::{Inputs, Layer, Role, Weight};
 
 use super::{
-    coded::Coder,
+    coded::{Coder, Of},
     divergence::{Reference, Sums},
     probe::{Divergence, Item, Probe},
     tally::Tally,
@@ -56,6 +56,9 @@ struct Base {
     stages: Vec<(Entry, Linears)>,
     output: Option<Output>,
 }
+
+/// What is gathered of inputs.
+type Tallies = BTreeMap<Of, Tally>;
 
 /// Weights that differ from the original's.
 type Edits = BTreeMap<Role, Blocks>;
@@ -121,25 +124,24 @@ impl<'a> ModelProbe<'a> {
                 self.run_layer(layer, &none, &mut x, Some(&mut tallies))?;
             }
             entering.push(x.clone());
-            let logits = self.logits(&none, &mut x, tallies.last_mut())?;
+            let logits = self.logits(&none, &mut x, tallies.get_mut(&None))?;
             self.reference.keep(at, logits);
             self.groups[at].entering = entering;
         }
         self.coder
-            .set(tallies.into_iter().map(|tally| tally.stats(self.subject.threads)).collect());
+            .set(tallies.into_iter().map(|(of, t)| (of, t.stats(self.subject.threads))).collect());
         Ok(())
     }
 
-    /// One for each stage of each layer, and one for the head.
-    fn tallies(&self, needs: Needs) -> Vec<Tally> {
+    /// One for all inputs of each layer, and one for the head.
+    fn tallies(&self, needs: Needs) -> Tallies {
         let spec = self.subject.weights.spec();
-        let of_layer = |layer: &lathe_models::Layer| {
-            let attention = layer.attention();
-            let lathe_models::Mlp::Gated { width, .. } = layer.mlp;
-            [spec.width, attention.q_width(), spec.width, width]
+        let of_layer = |(index, layer): (usize, &Layer)| -> Vec<_> {
+            let width = |inputs| layer.input_width(inputs, spec.width);
+            layer.inputs().into_iter().map(|i| (Some((index, i)), width(i))).collect()
         };
-        let widths = spec.layers.iter().flat_map(of_layer).chain([spec.width]);
-        widths.map(|cols| Tally::new(cols, needs)).collect()
+        let widths = spec.layers.iter().enumerate().flat_map(of_layer).chain([(None, spec.width)]);
+        widths.map(|(of, cols)| (of, Tally::new(cols, needs))).collect()
     }
 
     fn embed(&self, group: usize, table: &Blocks) -> Result<Sequences, Error> {
@@ -152,13 +154,14 @@ impl<'a> ModelProbe<'a> {
         layer: usize,
         edits: &Edits,
         x: &mut Sequences,
-        mut tallies: Option<&mut Vec<Tally>>,
+        mut tallies: Option<&mut Tallies>,
     ) -> Result<(), Error> {
         let threads = self.subject.threads;
         for stage in 4 * layer..4 * layer + 4 {
-            let mut tap = |input: &[f32]| {
-                if let Some(tallies) = &mut tallies {
-                    tallies[stage].add(input, threads);
+            let mut tap = |fed: Fed<'_>| {
+                let of = Some((layer, Inputs { step: stage % 4, expert: fed.expert }));
+                if let Some(tally) = tallies.as_mut().and_then(|tallies| tallies.get_mut(&of)) {
+                    tally.add(fed.x, threads);
                 }
             };
             let changed = edits.keys().any(|role| matches!(role, Role::Layer(l, _) if *l == layer));

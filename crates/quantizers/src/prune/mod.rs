@@ -138,7 +138,7 @@ impl Transform for Prune {
         cx: &Context<'_>,
     ) -> Result<Vec<String>, Error> {
         let mut notes = Vec::new();
-        for part in stage.linears {
+        for part in &stage.linears {
             if let Some(weights) = block.matrix_mut(*part) {
                 notes.extend(self.apply_to(weights, stats, cx.threads)?);
             }

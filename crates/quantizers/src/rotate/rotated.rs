@@ -95,11 +95,22 @@ impl<'a> Rotated<'a> {
                     Part::MixerNorm => Turn { norm: Some(norms.before_mixer), ..Turn::default() },
                     Part::MlpNorm => Turn { norm: Some(norms.before_mlp), ..Turn::default() },
                     Part::Q | Part::K => reads(before_mixer),
-                    Part::Gate | Part::Up => reads(before_mlp),
+                    Part::Gate
+                    | Part::Up
+                    | Part::Router
+                    | Part::ExpertGate(_)
+                    | Part::ExpertUp(_)
+                    | Part::SharedRouter
+                    | Part::SharedGate
+                    | Part::SharedUp => reads(before_mlp),
                     Part::V => Turn { head_out: Some(index), ..reads(before_mixer) },
                     Part::VBias => Turn { head_out: Some(index), ..Turn::default() },
                     Part::Out => Turn { head_in: Some(index), ..writes },
-                    Part::Down | Part::OutBias | Part::DownBias => writes,
+                    Part::Down
+                    | Part::ExpertDown(_)
+                    | Part::SharedDown
+                    | Part::OutBias
+                    | Part::DownBias => writes,
                     _ => Turn::default(),
                 }
             }

@@ -12,8 +12,8 @@ use lathe_tokens::{Source, Template, Tokenizer};
 use serde_json::Value;
 
 use super::{
-    FormatFacts, InspectArgs, Inspection, MemoryRow, MemoryTable, SpecFacts, TemplateFacts,
-    TensorFacts, TokenizerFacts,
+    ExpertFacts, FormatFacts, InspectArgs, Inspection, MemoryRow, MemoryTable, SpecFacts,
+    TemplateFacts, TensorFacts, TokenizerFacts,
 };
 
 /// Formats of the memory table, from large to small.
@@ -85,7 +85,11 @@ fn architecture(checkpoint: &Checkpoint, model: Option<&Model>) -> String {
 fn spec_facts(spec: &Spec) -> SpecFacts {
     let layers = &spec.layers;
     let first = layers[0].attention();
-    let Mlp::Gated { width, act, .. } = layers[0].mlp;
+    let with_experts = layers.iter().find(|layer| layer.mlp.experts().is_some());
+    let (width, act, experts) = match &with_experts.unwrap_or(&layers[0]).mlp {
+        Mlp::Gated { width, act, .. } => (*width, *act, None),
+        Mlp::Experts(experts) => (experts.width, experts.act, Some(experts)),
+    };
     SpecFacts {
         parameters: spec.parameters(),
         context: spec.context,
@@ -96,6 +100,13 @@ fn spec_facts(spec: &Spec) -> SpecFacts {
         kv_heads: first.kv_heads,
         head_dim: first.head_dim,
         feed_forward: width,
+        experts: experts.map(|experts| ExpertFacts {
+            count: experts.count,
+            active: experts.active,
+            shared_feed_forward: experts.shared,
+            layers: layers.iter().filter(|layer| layer.mlp.experts().is_some()).count(),
+            active_parameters: spec.active_parameters(),
+        }),
         activation: match act {
             Act::Silu => "SiLU",
             Act::GeluTanh => "GELU (tanh)",

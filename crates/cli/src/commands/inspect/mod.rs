@@ -60,6 +60,19 @@ struct Inspection {
 }
 
 #[derive(Serialize)]
+struct ExpertFacts {
+    count: usize,
+    /// Experts that a token goes through.
+    active: usize,
+    /// Width of the expert for all tokens.
+    shared_feed_forward: Option<usize>,
+    /// Layers that have experts.
+    layers: usize,
+    /// Parameters that a token is multiplied with.
+    active_parameters: u64,
+}
+
+#[derive(Serialize)]
 struct SpecFacts {
     parameters: u64,
     context: usize,
@@ -69,7 +82,10 @@ struct SpecFacts {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    /// Width of the feed-forward block, or of each expert.
     feed_forward: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<ExpertFacts>,
     activation: &'static str,
     tied_head: bool,
     /// One line for each kind of rope among the layers.

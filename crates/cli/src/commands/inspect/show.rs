@@ -1,6 +1,6 @@
 use lathe_base::Bytes;
 
-use super::{Inspection, MemoryTable, SpecFacts, TokenizerFacts};
+use super::{ExpertFacts, Inspection, MemoryTable, SpecFacts, TokenizerFacts};
 use crate::ui;
 
 /// The inspection for people.
@@ -67,7 +67,7 @@ fn spec_facts(spec: &SpecFacts) -> Vec<(&'static str, String)> {
                 spec.heads, spec.head_dim, spec.kv_heads
             ),
         ),
-        ("Feed-forward", format!("width {}, gated {}", spec.feed_forward, spec.activation)),
+        ("Feed-forward", feed_forward(spec)),
         ("Vocabulary", format!("{}, output head {head}", spec.vocab)),
         ("Rope", spec.rope.join("; ")),
     ];
@@ -102,6 +102,21 @@ fn formats(seen: &Inspection) -> Vec<Vec<String>> {
             vec![f.format.clone(), f.weights.to_string(), Bytes(f.bytes).to_string(), runs]
         })
         .collect()
+}
+
+fn feed_forward(spec: &SpecFacts) -> String {
+    let (width, act) = (spec.feed_forward, spec.activation);
+    let Some(experts) = &spec.experts else { return format!("width {width}, gated {act}") };
+    let ExpertFacts { count: number, active, layers, .. } = experts;
+    let mut text = format!("{number} experts of width {width}, gated {act}, {active} per token");
+    if let Some(shared) = experts.shared_feed_forward {
+        text += &format!("; one of width {shared} for all tokens");
+    }
+    if *layers < spec.layers {
+        text += &format!("; in {layers} of {} layers", spec.layers);
+    }
+    let parameters = count(experts.active_parameters);
+    text + &format!("; {parameters} parameters active")
 }
 
 fn memory_table(memory: &MemoryTable) -> String {
