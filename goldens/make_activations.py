@@ -22,6 +22,7 @@ import versions
 HERE = Path(__file__).parent / "activations"
 THRESHOLD = 6.0
 STATIC_SCALE = 0.013
+GROUP = 32
 # Low enough that a model with random weights has outliers.
 MODEL_THRESHOLD = 1.5
 
@@ -73,6 +74,8 @@ def main() -> None:
     token = QuantizationArgs(num_bits=8, type="float", strategy="token", dynamic=True, symmetric=True)
     # Activations are [B, T, D]: of two dimensions it would take one scale for all.
     scales, zero_points = compute_dynamic_scales_and_zp(x[None], token, torch.nn.Identity())
+    group = QuantizationArgs(num_bits=8, type="float", strategy="group", group_size=GROUP, dynamic=True, symmetric=True)
+    group_scales, group_zeros = compute_dynamic_scales_and_zp(x[None], group, torch.nn.Identity())
     static = QuantizationArgs(num_bits=8, type="float", strategy="tensor", symmetric=True)
     scale = torch.tensor([STATIC_SCALE])
     golden = {
@@ -87,6 +90,8 @@ def main() -> None:
         "static_scale": bits(scale)[0],
         "llm_int8": bits(llm_int8(x, codes, absmax)),
         "fp8_per_token": bits(fake_quantize(x[None], scales, zero_points, token)),
+        "group": GROUP,
+        "fp8_per_group": bits(fake_quantize(x[None], group_scales, group_zeros, group)),
         "fp8_static": bits(fake_quantize(x, scale, torch.zeros(1), static)),
     }
     HERE.mkdir(exist_ok=True)

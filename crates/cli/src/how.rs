@@ -30,7 +30,10 @@ impl How {
 
     /// Whether the job goes layer by layer.
     pub(crate) fn by_layer(&self) -> bool {
-        self.pipeline.needs() > Needs::Nothing || !self.pipeline.transforms.is_empty()
+        let Pipeline { transforms, .. } = &self.pipeline;
+        self.pipeline.needs() > Needs::Nothing
+            || !transforms.is_empty()
+            || self.calibration.is_some()
     }
 }
 

@@ -131,7 +131,8 @@ pub(crate) fn stored(model: &Model, checkpoint: &Checkpoint) -> Artifact {
     };
     let whole_rows = quantization(checkpoint, "group_size").and_then(Value::as_i64) == Some(-1);
     let desc_act = quantization(checkpoint, "desc_act").and_then(Value::as_bool) == Some(true);
-    artifact(model, checkpoint, layout, desc_act && !whole_rows, matrices)
+    let inputs = inputs(checkpoint);
+    artifact(model, checkpoint, (layout, inputs), desc_act && !whole_rows, matrices)
 }
 
 /// The files that a plan leads to.
@@ -155,13 +156,14 @@ pub(crate) fn planned(model: &Model, checkpoint: &Checkpoint, plan: &Plan) -> Ar
         },
     };
     // Lathe keeps groups contiguous, whatever the order in which columns were coded.
-    artifact(model, checkpoint, layout.to_owned(), false, matrices)
+    let inputs = plan.activations.name();
+    artifact(model, checkpoint, (layout.to_owned(), inputs), false, matrices)
 }
 
 fn artifact(
     model: &Model,
     checkpoint: &Checkpoint,
-    layout: String,
+    (layout, inputs): (String, &str),
     act_order: bool,
     matrices: Vec<Matrix>,
 ) -> Artifact {
@@ -170,6 +172,7 @@ fn artifact(
         architecture: model.spec.arch.to_owned(),
         layout,
         activations: activations(checkpoint),
+        inputs: inputs.to_owned(),
         act_order,
         heads: attention.map_or(1, |a| a.heads),
         kv_heads: attention.map_or(1, |a| a.kv_heads),
@@ -211,6 +214,28 @@ fn activations(checkpoint: &Checkpoint) -> String {
         _ => "f16",
     }
     .to_owned()
+}
+
+/// What a folder's configuration says of inputs.
+fn inputs(checkpoint: &Checkpoint) -> &'static str {
+    let scheme = quantization(checkpoint, "activation_scheme").and_then(Value::as_str);
+    match scheme {
+        Some("static") => return "fp8-static",
+        Some(_) => return "fp8",
+        None => {}
+    }
+    let groups = quantization(checkpoint, "config_groups").and_then(Value::as_object);
+    let first = groups.and_then(|groups| groups.values().next());
+    let Some(arguments) = first.and_then(|group| group.get("input_activations")) else {
+        return "float";
+    };
+    let fixed = arguments["dynamic"] == false;
+    match (arguments["type"].as_str(), arguments["num_bits"].as_u64()) {
+        (Some("int"), Some(8)) => "int8",
+        (Some("float"), Some(8)) if fixed => "fp8-static",
+        (Some("float"), Some(8)) => "fp8",
+        _ => "float",
+    }
 }
 
 fn quantization<'a>(checkpoint: &'a Checkpoint, key: &str) -> Option<&'a Value> {

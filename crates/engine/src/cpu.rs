@@ -3,14 +3,15 @@ use std::{ops::Range, sync::Arc};
 use lathe_base::bf16;
 use lathe_formats::Blocks;
 use lathe_kernels::{
-    Activation, Attention, Inputs, KvPages, KvShape, Matrix, Norm, Pool, Precision, Rope,
-    RopeStyle, Span, isa_name,
+    Activation, Attention, KvPages, KvShape, Matrix, Norm, Pool, Precision, Rope, RopeStyle, Span,
+    isa_name,
 };
 use lathe_models::{Act, Layout};
 
 use crate::{
     Error, Rounding,
     backend::{Angles, Attend, Backend, CacheShape, MatMul, NormOf, Use},
+    scheme::Scheme,
 };
 
 /// The processor, through `lathe-kernels`.
@@ -18,7 +19,7 @@ pub(crate) struct Cpu {
     pub(crate) pool: Arc<Pool>,
     precision: Precision,
     rounding: Rounding,
-    inputs: Inputs,
+    scheme: Scheme,
 }
 
 /// A matrix on the processor.
@@ -50,12 +51,12 @@ const HEAD_MULTIPLE: usize = 16;
 impl Cpu {
     pub(crate) fn new(threads: usize, precision: Precision, rounding: Rounding) -> Self {
         let pool = Arc::new(Pool::new(threads));
-        Self { pool, precision, rounding, inputs: Inputs::Own }
+        Self { pool, precision, rounding, scheme: Scheme::default() }
     }
 
     /// The same with a scheme for the inputs of coded weights.
-    pub(crate) fn with_inputs(mut self, inputs: Inputs) -> Self {
-        self.inputs = inputs;
+    pub(crate) fn with_scheme(mut self, scheme: Scheme) -> Self {
+        self.scheme = scheme;
         self
     }
 
@@ -94,9 +95,7 @@ impl Backend for Cpu {
         Ok(match used {
             Use::Table => CpuWeight::Table(blocks),
             Use::Product | Use::TableAndProduct => {
-                // What is stored in full precision the scheme has left out.
-                let dense = ["f32", "f16", "bf16"].contains(&blocks.format.name());
-                let inputs = if dense { Inputs::Own } else { self.inputs };
+                let inputs = self.scheme.inputs(&blocks);
                 let matrix = Matrix::with(blocks, self.precision, &self.pool)?;
                 CpuWeight::Matrix(matrix.with_inputs(inputs))
             }

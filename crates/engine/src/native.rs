@@ -14,7 +14,7 @@ use crate::{
     cpu::Cpu,
     executor::{Executor, Room},
     network::Network,
-    scheme,
+    scheme::Scheme,
     scorer::NativeScorer,
 };
 
@@ -103,9 +103,9 @@ impl Native {
             })?;
             Ok(model.load(checkpoint, found)?)
         };
-        let inputs = options.inputs.unwrap_or_else(|| scheme::inputs(&checkpoint.config));
-        let options = Options { inputs: Some(inputs), ..options.clone() };
-        let native = Self::from_weights(model.spec.clone(), source, &options);
+        let own = || Scheme::of(&checkpoint.config);
+        let scheme = options.inputs.map_or_else(own, Scheme::Same);
+        let native = Self::with_scheme(model.spec.clone(), source, options, scheme);
         let mut native = native.map_err(|error| match error {
             // The network knows roles only; here their names in the file are known.
             Error::NotFinite { role, index, value, .. } => {
@@ -130,10 +130,20 @@ impl Native {
         source: &mut dyn FnMut(&Weight) -> Result<Blocks, Error>,
         options: &Options,
     ) -> Result<Self, Error> {
+        let scheme = Scheme::Same(options.inputs.unwrap_or_default());
+        Self::with_scheme(spec, source, options, scheme)
+    }
+
+    fn with_scheme(
+        spec: Spec,
+        source: &mut dyn FnMut(&Weight) -> Result<Blocks, Error>,
+        options: &Options,
+        scheme: Scheme,
+    ) -> Result<Self, Error> {
         spec.check()?;
         let room = room(&spec, options)?;
-        let backend = Cpu::new(options.threads, options.precision, options.rounding)
-            .with_inputs(options.inputs.unwrap_or_default());
+        let backend =
+            Cpu::new(options.threads, options.precision, options.rounding).with_scheme(scheme);
         let mut checked = |weight: &Weight| {
             let blocks = source(weight)?;
             if (blocks.rows, blocks.cols) == (weight.rows, weight.cols) {

@@ -216,6 +216,69 @@ fn configurations_say_what_their_tools_need() {
     );
     assert_eq!(group["input_activations"]["strategy"], "token");
     assert_eq!(config("int8", Layout::Auto, float)["format"], "pack-quantized");
+    let fp8 = config("fp8_row", Layout::Auto, Activations::Fp8);
+    let group = &fp8["config_groups"]["group_0"];
+    assert_eq!(
+        (&fp8["format"], &group["weights"]["strategy"]),
+        (&json!("float-quantized"), &json!("channel"))
+    );
+    assert_eq!(group["input_activations"]["dynamic"], true);
+    assert_eq!(config("fp8_row", Layout::Auto, float)["format"], "naive-quantized");
+    let block = config("fp8_block", Layout::Fp8, Activations::Fp8);
+    assert_eq!(block["weight_block_size"], json!([128, 128]));
+    assert_eq!(
+        (&block["quant_method"], &block["activation_scheme"]),
+        (&json!("fp8"), &json!("dynamic"))
+    );
+    assert_eq!(config("nvfp4", Layout::Auto, float)["format"], "nvfp4-pack-quantized");
+    assert_eq!(config("mxfp4", Layout::Auto, float)["format"], "mxfp4-pack-quantized");
+    let fp4 = config("fp4_dq", Layout::Auto, float);
+    assert_eq!(
+        (&fp4["bnb_4bit_quant_type"], &fp4["bnb_4bit_use_double_quant"]),
+        (&json!("fp4"), &json!(true))
+    );
+}
+
+#[test]
+fn scales_of_inputs_are_stored_beside_their_weights() {
+    for layout in [Layout::CompressedTensors, Layout::Fp8] {
+        let mut tensors = tensors("fp8_tensor");
+        tensors[1].1.input_scale = Some(0.125);
+        tensors[2].1.input_scale = Some(0.75);
+        let fixed = |plan: &mut FolderPlan<'_>| {
+            (plan.layout, plan.activations) = (layout, Activations::Fp8Static);
+        };
+        let (_place, checkpoint) = written(&tensors, fixed);
+        assert_eq!(checkpoint.names().count(), tensors.len());
+        for (planned, blocks) in &tensors {
+            let found = checkpoint.weight(&planned.name).unwrap();
+            assert_eq!(found.input_scale, blocks.input_scale, "{layout} {}", planned.name);
+            assert_eq!(found.data, blocks.data);
+        }
+        tensors[2].1.input_scale = None;
+        let place = tempfile::tempdir().unwrap();
+        let refused = try_write(&place.path().join("m"), &tensors, fixed);
+        assert!(matches!(refused, Err(Error::OutOfPlan { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn activations_that_no_engine_would_apply_are_refused() {
+    let place = tempfile::tempdir().unwrap();
+    for (format, layout, activations) in [
+        ("int4_g32", Layout::Auto, Activations::Int8PerToken),
+        ("int8", Layout::Auto, Activations::Fp8),
+        ("fp8_row", Layout::Auto, Activations::Int8PerToken),
+        ("fp8_block", Layout::Fp8, Activations::Fp8Static),
+        ("fp8_tensor", Layout::Fp8, Activations::Float),
+        ("int8", Layout::BitsAndBytes, Activations::Int8PerToken),
+    ] {
+        let refused = try_write(&place.path().join("m"), &tensors(format), |plan| {
+            (plan.layout, plan.activations) = (layout, activations);
+        });
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("activations"), "{format} {layout}: {error}");
+    }
 }
 
 #[test]

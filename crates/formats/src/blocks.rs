@@ -19,6 +19,9 @@ pub struct Blocks {
     /// Where coded columns lie in the matrix, if not in order (GPTQ's act-order): coded column `j`
     /// is column `order[j]` of the matrix. See [`Blocks::with_order`].
     pub order: Option<Arc<[u32]>>,
+    /// What engines that round inputs to FP8 with a scale known beforehand divide them by; a part
+    /// of some checkpoints, and of no product that a format defines.
+    pub input_scale: Option<f32>,
 }
 
 impl Blocks {
@@ -44,7 +47,7 @@ impl Blocks {
         if !format.side_fits(rows, cols, &side) {
             return wrong("side data", format.side_bytes(rows, cols), side.len());
         }
-        Ok(Self { format, rows, cols, data, side, order: None })
+        Ok(Self { format, rows, cols, data, side, order: None, input_scale: None })
     }
 
     /// The same codes with their columns elsewhere: coded column `j` is column `order[j]`. An
@@ -84,6 +87,7 @@ impl Blocks {
             data: self.data.slice(start * bytes..end * bytes),
             side: self.format.slice_side(self, start, end),
             order: self.order.clone(),
+            input_scale: self.input_scale,
         })
     }
 

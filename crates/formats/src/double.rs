@@ -258,6 +258,7 @@ impl<T: Table> AnyFormat for Double<T> {
             data: bytemuck::allocation::cast_vec::<_, u8>(blocks).into(),
             side: nested.to_side(),
             order: None,
+            input_scale: None,
         })
     }
 

@@ -318,7 +318,8 @@ pub(crate) fn encode_by_row(
             part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })?;
-    Ok(Blocks { format, rows, cols, data: data.into(), side: Buf::new(), order: None })
+    let (data, side) = (data.into(), Buf::new());
+    Ok(Blocks { format, rows, cols, data, side, order: None, input_scale: None })
 }
 
 /// Makes `per_row` numbers of each row with `make` (row, weights, numbers) on `threads` threads.

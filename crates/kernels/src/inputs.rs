@@ -22,6 +22,9 @@ pub enum Inputs {
     LlmInt8 { threshold: f32 },
     /// FP8 e4m3 with one scale per token, the largest magnitude over 448.
     Fp8PerToken,
+    /// FP8 e4m3 with a scale for each so many columns of a token, the largest magnitude over 448:
+    /// what belongs to FP8 weights in blocks (DeepSeek-V3's report, section 3.3).
+    Fp8PerGroup { columns: usize },
     /// FP8 e4m3 with a scale known beforehand; what is too large becomes the largest number.
     Fp8Static(f32),
 }
@@ -83,6 +86,14 @@ impl Inputs {
                 let scale = largest(x) / e4m3::MAX;
                 round_fp8(x, scale, to);
                 scale
+            }
+            Self::Fp8PerGroup { columns } => {
+                let columns = columns.max(1);
+                for (x, to) in x.chunks(columns).zip(to.chunks_mut(columns)) {
+                    round_fp8(x, largest(x) / e4m3::MAX, to);
+                }
+                // No one scale: it is not asked for but of integers.
+                1.0
             }
             Self::Fp8Static(scale) => {
                 round_fp8(x, scale, to);

@@ -54,6 +54,9 @@ fn fp8_inputs_are_those_of_compressed_tensors() {
     let scale = f32::from_bits(golden.number("static_scale") as u32);
     assert_eq!(rounded(&x, cols, Inputs::Fp8PerToken), golden.floats("fp8_per_token"));
     assert_eq!(rounded(&x, cols, Inputs::Fp8Static(scale)), golden.floats("fp8_static"));
+    let columns = golden.number("group");
+    let grouped = rounded(&x, cols, Inputs::Fp8PerGroup { columns });
+    assert_eq!(grouped, golden.floats("fp8_per_group"));
 }
 
 #[test]
@@ -101,10 +104,11 @@ fn normal(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| (0..12).map(|_| rng.random::<f32>() - 0.5).sum::<f32>() * 2.0).collect()
 }
 
-const SCHEMES: [Inputs; 4] = [
+const SCHEMES: [Inputs; 5] = [
     Inputs::Int8PerToken,
     Inputs::LlmInt8 { threshold: 3.0 },
     Inputs::Fp8PerToken,
+    Inputs::Fp8PerGroup { columns: 128 },
     Inputs::Fp8Static(0.02),
 ];
 

@@ -10,6 +10,9 @@ pub struct Artifact {
     pub layout: String,
     /// What the config says that the model computes in: `f32`, `f16` or `bf16`.
     pub activations: String,
+    /// What is done to the inputs of quantized matrices: `float` (nothing), `int8`, `fp8` or
+    /// `fp8-static`.
+    pub inputs: String,
     /// Whether columns are stored in another order than the inputs' (act-order without static
     /// groups).
     pub act_order: bool,

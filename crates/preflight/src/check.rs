@@ -287,6 +287,10 @@ impl Question<'_> {
         {
             return Some(format!("is not used for {} files", self.artifact.layout));
         }
+        let inputs = &self.artifact.inputs;
+        if let Some(wanted) = rule.inputs.as_ref().filter(|wanted| !wanted.contains(inputs)) {
+            return Some(format!("takes {} inputs, not {inputs}", wanted.join(" or ")));
+        }
         if let Some(groups) = &rule.groups
             && !groups.contains(&matrix.group.unwrap_or(0))
         {

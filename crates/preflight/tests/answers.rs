@@ -21,6 +21,7 @@ fn llama(layout: &str, format: &str) -> Artifact {
         architecture: "LlamaForCausalLM".to_owned(),
         layout: layout.to_owned(),
         activations: "bf16".to_owned(),
+        inputs: "float".to_owned(),
         act_order: false,
         heads: 32,
         kv_heads: 8,

@@ -2,7 +2,7 @@ use std::{path::Path, time::Instant};
 
 use lathe_base::{Buf, Bytes, Progress, Seconds};
 use lathe_files::{
-    Card, Checkpoint, FolderPlan, Imatrix, Writer,
+    Activations, Card, Checkpoint, FolderPlan, Imatrix, Writer,
     gguf::{Metadata, Value as GgufValue},
     gguf_bytes, weights_bytes, write_folder, write_gguf,
 };
@@ -63,6 +63,13 @@ pub struct About {
 /// be read or written.
 pub fn quantize(job: &Job<'_>, progress: &dyn Progress) -> Result<Summary, Error> {
     let start = Instant::now();
+    if job.plan.activations == Activations::Fp8Static {
+        return Err(Error::Unsupported {
+            what: "fp8-static activations without calibration".to_owned(),
+            instead: "calibrate, or take fp8 activations, whose scales are made on the spot"
+                .to_owned(),
+        });
+    }
     for note in &job.plan.notes {
         progress.note(note);
     }
@@ -102,10 +109,16 @@ impl Job<'_> {
                 let checkpoint = self.checkpoint;
                 let (config, sides) = (&self.config(), &checkpoint.folder);
                 let folder = FolderPlan::new(config, sides, &plan);
-                let (layout, card) = (self.plan.layout, card.map(|card| card.markdown()));
-                write_folder(target, FolderPlan { layout, card: card.as_deref(), ..folder })?
+                let card = card.map(|card| card.markdown());
+                write_folder(target, FolderPlan { card: card.as_deref(), ..self.laid_out(folder) })?
             }
         })
+    }
+
+    /// A folder's plan with what the job's plan says of the layout.
+    fn laid_out<'b>(&self, folder: FolderPlan<'b>) -> FolderPlan<'b> {
+        let Plan { layout, activations, .. } = *self.plan;
+        FolderPlan { layout, activations, ..folder }
     }
 
     /// The source's configuration, with what a view of the weights changes.
@@ -130,7 +143,7 @@ impl Job<'_> {
             Target::SafeTensors => {
                 let (config, sides) = (&self.config(), &self.checkpoint.folder);
                 let folder = FolderPlan::new(config, sides, &plan);
-                weights_bytes(self.out, &FolderPlan { layout: self.plan.layout, ..folder })?
+                weights_bytes(self.out, &self.laid_out(folder))?
             }
         })
     }

@@ -51,7 +51,7 @@ pub use mix::{MIXES, Matrix, Mix, Overrides, Rule, Shape, mix_by_name};
 pub use plan::{Input, Plan, Planned};
 pub use prune::{Criterion, Pattern, Prune, keeps_zeros};
 pub use quantizer::{Coded, Quantizer, Rtn, Search};
-pub use recipe::{Recipe, Target};
+pub use recipe::{Recipe, SCHEMES, Scheme, Target};
 pub use rotate::{Hadamard, Rotated};
 pub use smooth::Smooth;
 pub use stats::{Needs, Stats};

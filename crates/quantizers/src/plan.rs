@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lathe_base::Bytes;
-use lathe_files::{Checkpoint, Container, Layout};
+use lathe_files::{Activations, Checkpoint, Container, Layout};
 use lathe_formats::{AnyFormat, by_name};
 use lathe_models::{Kind, Located, Model, Role, gguf};
 
@@ -22,6 +22,8 @@ pub struct Plan {
     pub target: Target,
     /// The tool whose layout the quantized weights of a safetensors folder have; `Auto` in a GGUF.
     pub layout: Layout,
+    /// What engines are to do with the inputs of quantized weights; `Float` in a GGUF.
+    pub activations: Activations,
     /// Every tensor of the result, in the order of the file.
     pub tensors: Vec<Planned>,
     /// What a reader should know: tensors that get another format than the one asked for, or that
@@ -102,7 +104,8 @@ impl Plan {
             notes.extend(gguf::lost(model));
         }
         let layout = layout(recipe, target, &tensors)?;
-        let plan = Self { format: recipe.to, mix, target, layout, tensors, notes };
+        let activations = activations(recipe, layout, &tensors)?;
+        let plan = Self { format: recipe.to, mix, target, layout, activations, tensors, notes };
         plan.check_that_something_fits()?;
         Ok(plan)
     }
@@ -117,7 +120,8 @@ impl Plan {
         let stored = |planned: &Planned| match self.target {
             Target::Gguf => planned.bytes(),
             Target::SafeTensors => {
-                let bytes = lathe_files::folder_bytes(&planned.for_file(), self.layout);
+                let file = planned.for_file();
+                let bytes = lathe_files::folder_bytes(&file, self.layout, self.activations);
                 bytes.unwrap_or(planned.bytes())
             }
         };
@@ -190,6 +194,42 @@ fn layout(recipe: &Recipe, target: Target, tensors: &[Planned]) -> Result<Layout
             },
         }
     })
+}
+
+/// What engines do with the inputs of the coded tensors.
+fn activations(recipe: &Recipe, layout: Layout, tensors: &[Planned]) -> Result<Activations, Error> {
+    let coded = || tensors.iter().filter(|planned| !is_dense(planned.format));
+    let formats = coded().map(|planned| planned.format as &dyn AnyFormat);
+    let usual = Activations::usual(formats);
+    let usual = if usual.said_by(layout) { usual } else { Activations::Float };
+    let Some(asked) = recipe.activations else { return Ok(usual) };
+    let refuse =
+        |what: String, instead: &str| Err(Error::Unsupported { what, instead: instead.to_owned() });
+    if layout == Layout::Auto && asked != Activations::Float {
+        return refuse(
+            format!("{asked} activations in a GGUF"),
+            "make a Hugging Face folder; engines that read GGUFs choose by themselves",
+        );
+    }
+    let unsuited = coded().find(|planned| !asked.suit(planned.format));
+    match unsuited.map(|planned| planned.format.name()) {
+        Some(format) => refuse(
+            format!("{asked} activations beside weights in {format}"),
+            "int8 activations are for int8 weights, fp8 for fp8_row, fp8_tensor and fp8_block, \
+             fp8-static for fp8_row and fp8_tensor",
+        ),
+        None if !asked.said_by(layout) => refuse(
+            format!("{asked} activations in the layout {layout}"),
+            "use the layout compressed-tensors",
+        ),
+        None => match coded().find(|planned| planned.kind != Kind::Linear) {
+            Some(outside) if asked == Activations::Fp8Static => refuse(
+                format!("fp8-static activations of `{}`", outside.name),
+                "only the layers are calibrated: leave embeddings and head as they are",
+            ),
+            _ => Ok(asked),
+        },
+    }
 }
 
 struct Builder<'a> {

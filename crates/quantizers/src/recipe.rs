@@ -1,6 +1,6 @@
 use std::fmt;
 
-use lathe_files::{Container, Layout, gguf::GgmlType};
+use lathe_files::{Activations, Container, Layout, gguf::GgmlType};
 use lathe_formats::{AnyFormat, by_name};
 use lathe_models::Kind;
 use serde::Serialize;
@@ -28,6 +28,32 @@ pub struct Recipe {
     pub target: Option<Target>,
     /// The tool whose layout the quantized weights of a safetensors folder have.
     pub layout: Layout,
+    /// What engines are to do with the inputs of quantized weights, if not what is usual with their
+    /// formats ([`Activations::usual`]); in a safetensors folder.
+    pub activations: Option<Activations>,
+}
+
+/// A format together with what engines do to the inputs, under the name that people use for both.
+#[derive(Clone, Copy, Debug)]
+pub struct Scheme {
+    pub name: &'static str,
+    /// The format of the matrices inside the layers.
+    pub format: &'static str,
+    pub activations: Activations,
+}
+
+/// Every scheme that has a name of its own.
+pub static SCHEMES: &[Scheme] = &[
+    Scheme { name: "w8a8", format: "int8", activations: Activations::Int8PerToken },
+    Scheme { name: "fp8_dynamic", format: "fp8_row", activations: Activations::Fp8 },
+    Scheme { name: "fp8_static", format: "fp8_tensor", activations: Activations::Fp8Static },
+];
+
+impl Scheme {
+    /// The scheme of this name.
+    pub fn by_name(name: &str) -> Option<&'static Self> {
+        SCHEMES.iter().find(|scheme| scheme.name == name)
+    }
 }
 
 /// The container of the result.
@@ -53,6 +79,7 @@ impl Recipe {
             importance: false,
             target: None,
             layout: Layout::Auto,
+            activations: None,
         }
     }
 
@@ -62,6 +89,15 @@ impl Recipe {
     pub fn mix(mix: &'static Mix) -> Result<Self, Error> {
         let to = by_name(mix.base).map_err(lathe_models::Error::from)?;
         Ok(Self { mix: Some(mix), target: Some(Target::Gguf), ..Self::new(to) })
+    }
+
+    /// One of the schemes that name a format and its activations together.
+    ///
+    /// **Errors**: none in practice: a test holds the names of formats against the table.
+    pub fn scheme(scheme: &Scheme) -> Result<Self, Error> {
+        let to = by_name(scheme.format).map_err(lathe_models::Error::from)?;
+        let target = Some(Target::SafeTensors);
+        Ok(Self { activations: Some(scheme.activations), target, ..Self::new(to) })
     }
 
     /// The container that the result will have: the one asked for, else the only one that holds

@@ -9,13 +9,13 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum, builder::ArgPredicate};
 use lathe_base::{Bytes, Progress};
-use lathe_files::{Checkpoint, Imatrix, Layout};
+use lathe_files::{Activations, Checkpoint, Imatrix, Layout};
 use lathe_formats::AnyFormat;
 use lathe_models::Model;
 use lathe_preflight::Answer;
 use lathe_quantizers::{
-    Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rotated, Rule, Settings, Smooth,
-    Stored, Summary, Target, Weights, mix_by_name,
+    Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rotated, Rule, Scheme, Settings,
+    Smooth, Stored, Summary, Target, Weights, mix_by_name,
 };
 use serde::Serialize;
 
@@ -40,7 +40,8 @@ pub(crate) use pruning::{notes as pruning_notes, prune};
 pub(crate) struct QuantizeArgs {
     /// `demo`, Hugging Face folder, GGUF or PyTorch file, or hub id
     model: String,
-    /// Format of the matrices inside the layers, or one of llama.cpp's mixes
+    /// Format of the matrices inside the layers, one of llama.cpp's mixes, or a scheme: w8a8,
+    /// fp8_dynamic, fp8_static
     #[arg(long, value_name = "FORMAT", value_parser = goal)]
     #[arg(required = false, required_unless_present_any = ["budget", "bpw"])]
     #[arg(default_value_ifs = [("budget", ArgPredicate::IsPresent, "q8_0"), ("bpw", ArgPredicate::IsPresent, "q8_0")])]
@@ -67,9 +68,14 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, value_name = "KIND")]
     container: Option<Container>,
     /// Tool whose layout a Hugging Face folder's weights have: compressed-tensors, gptq, gptq-v2,
-    /// awq or bitsandbytes [default: the usual one of the format]
+    /// awq, bitsandbytes or fp8 [default: the usual one of the format]
     #[arg(long, value_name = "TOOL", value_parser = layout)]
     layout: Option<Layout>,
+    /// What engines are to do with the inputs of quantized weights: float (leave them), int8 (a scale
+    /// for each token: W8A8, beside int8), fp8 (likewise, beside fp8_*) or fp8-static (scales known
+    /// from calibration) [default: fp8 beside fp8_*, else float]
+    #[arg(long, value_name = "KIND", value_parser = activations)]
+    activations: Option<Activations>,
     /// How codes are chosen [default: gptq where something to calibrate with is given; else search
     /// for integers in folders; else rtn, which is llama.cpp's and bitsandbytes' own rule]
     #[arg(long, value_name = "METHOD", value_parser = method)]
@@ -121,12 +127,16 @@ Examples:
   lathe quantize ./Qwen2.5-1.5B --to bf16 --drop-layers 2       the two that do least
   lathe quantize ./Qwen2.5-1.5B --budget 1GiB --calibration chats.jsonl -o qwen-1g.gguf
   lathe quantize ./Qwen2.5-1.5B --to q4_k_m --imatrix qwen.imatrix.gguf -o qwen-q4_k_m.gguf
+  lathe quantize ./Qwen2.5-1.5B --to w8a8 --smooth 0.5          INT8 weights and inputs
+  lathe quantize ./Qwen2.5-1.5B --to fp8_block --layout fp8     as DeepSeek's checkpoints
 
 Formats: f32, f16, bf16; int8, int8_tensor, int{2,3,4,8}[_asym]_{g32,g64,g128,row}[_f16] such as
 int4_g128, nf4, nf4_dq, fp4, fp4_dq, fp8_row, fp8_tensor, fp8_block, mxfp4, nvfp4 (Hugging Face
 folders); q8_0, q5_1, q5_0, q4_1, q4_0, q6_k, q5_k, q4_k, q3_k, q2_k, iq4_nl, iq4_xs (GGUF files).
 Mixes, with types chosen per tensor as llama-quantize does (GGUF files): q2_k, q2_k_s, q3_k_s,
-q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, iq4_nl, iq4_xs.";
+q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, iq4_nl, iq4_xs.
+Schemes: w8a8 is int8 with --activations int8, fp8_dynamic is fp8_row with --activations fp8,
+fp8_static is fp8_tensor with --activations fp8-static (calibrates).";
 
 const INTERRUPTED: &str = "\
 Interrupted, be it by Ctrl-C, a crash or a full disk, the same command goes on where it stopped.
@@ -141,6 +151,7 @@ fn help() -> String {
 pub(crate) enum Goal {
     Format(&'static dyn AnyFormat),
     Mix(&'static Mix),
+    Scheme(&'static Scheme),
 }
 
 impl Goal {
@@ -148,6 +159,7 @@ impl Goal {
         match self {
             Self::Format(format) => format.name(),
             Self::Mix(mix) => mix.name,
+            Self::Scheme(scheme) => scheme.name,
         }
     }
 
@@ -155,6 +167,7 @@ impl Goal {
         Ok(match self {
             Self::Format(format) => Recipe::new(format),
             Self::Mix(mix) => Recipe::mix(mix)?,
+            Self::Scheme(scheme) => Recipe::scheme(scheme)?,
         })
     }
 }
@@ -163,6 +176,13 @@ fn layout(name: &str) -> Result<Layout, String> {
     Layout::by_name(name).ok_or_else(|| {
         let known = Layout::ALL.map(Layout::name).join(", ");
         format!("there is no layout `{name}`; the layouts are {known}")
+    })
+}
+
+fn activations(name: &str) -> Result<Activations, String> {
+    Activations::by_name(name).ok_or_else(|| {
+        let known = Activations::ALL.map(Activations::name).join(", ");
+        format!("there are no activations `{name}`; there are {known}")
     })
 }
 
@@ -246,12 +266,13 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
     Ok(Ended::Well)
 }
 
-/// A format; else a mix of llama.cpp's.
+/// A format; else a mix of llama.cpp's, or a scheme.
 pub(crate) fn goal(name: &str) -> Result<Goal, String> {
     let name = name.to_lowercase();
+    let other = || mix_by_name(&name).map(Goal::Mix).or(Scheme::by_name(&name).map(Goal::Scheme));
     match lathe_formats::by_name(&name) {
         Ok(format) => Ok(Goal::Format(format)),
-        Err(error) => mix_by_name(&name).map(Goal::Mix).ok_or_else(|| error.to_string()),
+        Err(error) => other().ok_or_else(|| error.to_string()),
     }
 }
 
@@ -302,6 +323,7 @@ impl QuantizeArgs {
             tensors: Overrides { rules: self.tensors.clone(), exact: self.budget.exact()? },
             target: asked.or(by_name).or(usual.target).or(folder),
             layout: self.layout.unwrap_or_default(),
+            activations: self.activations.or(usual.activations),
             ..usual
         })
     }
@@ -330,7 +352,8 @@ impl QuantizeArgs {
         if let Some(prune) = self.pruning.prune {
             pipeline = pipeline.after(prune);
         }
-        let calibrates = pipeline.needs() > Needs::Nothing;
+        let fixed = plan.activations == Activations::Fp8Static;
+        let calibrates = pipeline.needs() > Needs::Nothing || fixed;
         if !calibrates && self.calibration.given() && !self.pruning.compares_layers() {
             progress.note(&format!("{} does not calibrate: the texts are not used", method.name));
         }

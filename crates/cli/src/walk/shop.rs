@@ -11,7 +11,7 @@ use lathe_base::{Progress, Seconds, Silent};
 use lathe_eval::{
     ChoicesRaw, CompareOptions, DataRaw, Encoder, QualityRaw, Subject, compare, score_choices,
 };
-use lathe_files::Checkpoint;
+use lathe_files::{Activations, Checkpoint};
 use lathe_kernels::{Matrix, Pool, matmul};
 use lathe_models::{Kind, Located, Model, Spec};
 use lathe_optimize::{
@@ -211,15 +211,16 @@ impl Shop {
     }
 
     /// How a candidate's codes are chosen.
-    fn how(&self, coding: &Coding, progress: &dyn Progress) -> anyhow::Result<How> {
+    fn how(&self, coding: &Coding, plan: &Plan, progress: &dyn Progress) -> anyhow::Result<How> {
         let method = Method::by_name(&coding.method)
             .with_context(|| format!("there is no method `{}`", coding.method))?;
         let mut pipeline = (method.make)(&lathe_quantizers::Settings::default())?;
         if let Some(prune) = &coding.prune {
             pipeline = pipeline.after(prune.parse::<Prune>()?);
         }
+        let fixed = plan.activations == Activations::Fp8Static;
         let calibration = match pipeline.needs() {
-            Needs::Nothing => None,
+            Needs::Nothing if !fixed => None,
             _ => Some(self.calibration(progress)?.clone()),
         };
         Ok(How { pipeline, calibration, ..How::nearest() })
@@ -242,7 +243,7 @@ impl Shop {
         let rate = self.seconds_per_weight(plan)?;
         let time = rate * plan.parameters() as f64;
         let memory = plan.largest();
-        let how = self.how(coding, &Silent)?;
+        let how = self.how(coding, plan, &Silent)?;
         if !how.by_layer() {
             return Ok(Cost { time: Seconds(time), memory });
         }
@@ -327,7 +328,7 @@ impl Workshop for Shop {
             plan: &plan,
             name: &self.name,
             out: &path,
-            how: &self.how(coding, progress).map_err(|error| format!("{error:#}"))?,
+            how: &self.how(coding, &plan, progress).map_err(|error| format!("{error:#}"))?,
             threads: self.settings.threads,
             // What lies there is a candidate whose record was lost: an interrupted run's.
             replace: true,

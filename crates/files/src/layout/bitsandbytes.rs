@@ -1,9 +1,9 @@
-//! bitsandbytes' parts: NF4 with and without double quantization, and LLM.int8().
+//! bitsandbytes' parts: NF4 and FP4 with and without double quantization, and LLM.int8().
 //!
 //! **Source**: `QuantState.as_dict` in bitsandbytes/functional.py, `Linear8bitLt` in nn/modules.py.
 
 use lathe_base::Buf;
-use lathe_formats::{AnyFormat, Blocks, Int8, NF4_LEVELS, Nested};
+use lathe_formats::{AnyFormat, Blocks, Float4, Int8, Nested, NormalFloat, Table};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -14,16 +14,63 @@ use super::{
 };
 use crate::{Dtype, Error, Result};
 
-/// bitsandbytes' default and, with NF4, the only block size in use.
+/// bitsandbytes' default and, with four bits, the only block size in use.
 const BLOCK: usize = 64;
 const NESTED_BLOCK: usize = 256;
-const STATE: &str = ".quant_state.bitsandbytes__nf4";
+const STATE: &str = ".quant_state.bitsandbytes__";
 /// The JSON with the shape is some 200 bytes long.
 const STATE_CAP: usize = 4096;
 
-/// What the JSON part of a weight says.
+/// The two tables of sixteen levels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Levels {
+    Nf4,
+    Fp4,
+}
+
+impl Levels {
+    /// The table of that name, which is a part's name and the format's.
+    fn named(name: &str) -> Option<Self> {
+        [Self::Nf4, Self::Fp4].into_iter().find(|levels| levels.formats()[0] == name)
+    }
+
+    fn of(format: &dyn AnyFormat) -> Option<Self> {
+        [Self::Nf4, Self::Fp4].into_iter().find(|l| l.formats().contains(&format.name()))
+    }
+
+    /// The formats with plain and with nested scales.
+    fn formats(self) -> [&'static str; 2] {
+        match self {
+            Self::Nf4 => NormalFloat::NAMES,
+            Self::Fp4 => Float4::NAMES,
+        }
+    }
+
+    /// The levels by code.
+    fn table(self) -> [f32; 16] {
+        fn by_code<T: Table>() -> [f32; 16] {
+            let mut table = [0.0; 16];
+            for (code, level) in T::CODES.iter().zip(T::LEVELS) {
+                table[usize::from(*code)] = *level;
+            }
+            table
+        }
+        match self {
+            Self::Nf4 => by_code::<NormalFloat>(),
+            Self::Fp4 => by_code::<Float4>(),
+        }
+    }
+}
+
+/// What the name and the JSON part of a weight say.
+#[derive(Clone, Debug)]
+pub(super) struct FourBit {
+    levels: Levels,
+    state: State,
+}
+
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Nf4 {
+struct State {
     blocksize: usize,
     shape: Vec<usize>,
     nested_blocksize: Option<usize>,
@@ -36,14 +83,15 @@ pub(super) fn find(files: &Files<'_>, name: &str) -> Result<Option<Found>> {
     if let Some(weight) = name.strip_suffix(".SCB") {
         return llm_int8_parts(files, weight).map(Some);
     }
-    let Some(weight) = name.strip_suffix(STATE) else { return Ok(None) };
+    let Some((weight, levels)) = name.rsplit_once(STATE) else { return Ok(None) };
     let state = tensors.find(path, name)?;
     let bad = |problem: String| Error::malformed(path, format!("tensor `{name}` {problem}"));
     if state.data.len() > STATE_CAP {
         return Err(bad(format!("is {} bytes long", state.data.len())));
     }
-    let state: Nf4 = serde_json::from_slice(&state.data)
-        .map_err(|e| bad(format!("does not describe NF4: {e}")))?;
+    let levels = Levels::named(levels).ok_or_else(|| bad("is of neither NF4 nor FP4".into()))?;
+    let state: State = serde_json::from_slice(&state.data)
+        .map_err(|e| bad(format!("does not describe NF4 or FP4: {e}")))?;
     let nested = state.nested_offset.is_some();
     let mut parts = vec![weight.to_owned(), name.to_owned()];
     parts.extend(["absmax", "quant_map"].map(|part| format!("{weight}.{part}")));
@@ -53,8 +101,8 @@ pub(super) fn find(files: &Files<'_>, name: &str) -> Result<Option<Found>> {
     for part in &parts {
         tensors.find(path, part)?;
     }
-    let (shape, format) = (state.shape.clone(), if nested { "nf4_dq" } else { "nf4" });
-    let weight_ = Weight { shape, format: format.to_owned(), kind: Kind::Nf4(state) };
+    let (shape, format) = (state.shape.clone(), levels.formats()[usize::from(nested)].to_owned());
+    let weight_ = Weight { shape, format, kind: Kind::FourBit(FourBit { levels, state }) };
     Ok(Some(Found { name: weight.to_owned(), weight: weight_, parts }))
 }
 
@@ -66,9 +114,9 @@ fn llm_int8_parts(files: &Files<'_>, module: &str) -> Result<Found> {
     Ok(Found { name, weight, parts: parts.into() })
 }
 
-/// Regroups the parts of an NF4 weight. Where its blocks run over the ends of rows, or its levels
-/// are not those of NF4, it becomes the f32 numbers that it stands for.
-pub(super) fn blocks(from: &Source<'_>, state: &Nf4) -> Result<Blocks> {
+/// Regroups the parts of a weight of four bits. Where its blocks run over the ends of rows, or its
+/// levels are not the usual ones, it becomes the f32 numbers that it stands for.
+pub(super) fn blocks(from: &Source<'_>, FourBit { levels, state }: &FourBit) -> Result<Blocks> {
     let (rows, cols) = from.matrix()?;
     let count = rows.checked_mul(cols).filter(|n| n.is_multiple_of(2));
     let codes = from.tensors.find(from.path, from.name)?;
@@ -89,7 +137,7 @@ pub(super) fn blocks(from: &Source<'_>, state: &Nf4) -> Result<Blocks> {
     parts.check(from, blocks)?;
     let ours = state.blocksize == BLOCK
         && cols.is_multiple_of(BLOCK)
-        && parts.levels == NF4_LEVELS
+        && parts.levels == levels.table()
         && parts.nested.as_ref().is_none_or(|(size, _)| *size == NESTED_BLOCK);
     if !ours {
         return from.make("f32", (rows, cols), parts.decoded(), Buf::new());
@@ -102,7 +150,7 @@ pub(super) fn blocks(from: &Source<'_>, state: &Nf4) -> Result<Blocks> {
         data.extend_from_slice(codes);
     }
     let side = parts.nested.map_or_else(Buf::new, |(_, nested)| nested.to_side());
-    from.make(if scale == 1 { "nf4_dq" } else { "nf4" }, (rows, cols), data, side)
+    from.make(levels.formats()[usize::from(scale == 1)], (rows, cols), data, side)
 }
 
 struct Parts<'a> {
@@ -165,7 +213,7 @@ fn part(from: &Source<'_>, part: &str, expected: usize) -> Result<Vec<f32>> {
     }
 }
 
-fn nested(from: &Source<'_>, state: &Nf4) -> Result<Option<(usize, Nested)>> {
+fn nested(from: &Source<'_>, state: &State) -> Result<Option<(usize, Nested)>> {
     let Some(offset) = state.nested_offset else { return Ok(None) };
     let size = state.nested_blocksize.filter(|n| *n > 0);
     let size = size.ok_or_else(|| from.bad("has nested scales without a block size"))?;
@@ -201,7 +249,7 @@ pub(super) fn llm_int8(from: &Source<'_>) -> Result<Blocks> {
 
 /// Whether bitsandbytes has the format.
 pub(super) fn holds(format: &dyn AnyFormat) -> bool {
-    matches!(format.name(), "nf4" | "nf4_dq" | "int8")
+    format.name() == "int8" || Levels::of(format).is_some()
 }
 
 /// The tensors of a weight `[rows, cols]`.
@@ -219,7 +267,8 @@ pub(super) fn plan(
     }
     let count = rows.checked_mul(cols)?;
     let blocks = count / BLOCK;
-    let double = module.format.name() == "nf4_dq";
+    let levels = Levels::of(module.format)?;
+    let double = module.format.name() == levels.formats()[1];
     let scale = if double { Dtype::U8 } else { Dtype::F32 };
     let mut parts = vec![
         module.part("weight", Dtype::U8, &[count / 2, 1]),
@@ -231,16 +280,17 @@ pub(super) fn plan(
         parts.push(module.part("weight.nested_absmax", Dtype::F32, &[nested]));
         parts.push(module.part("weight.nested_quant_map", Dtype::F32, &[256]));
     }
-    parts.push(Part::text(format!("{name}{STATE}")));
+    parts.push(Part::text(format!("{name}{STATE}{}", levels.formats()[0])));
     Some(parts)
 }
 
 /// A weight's parts in the order of [`plan`], and the JSON that describes them; `dtype` is what
 /// they are decoded to.
-pub(super) fn split(blocks: &Blocks, dtype: &str) -> (Vec<Vec<u8>>, Option<String>) {
+pub(super) fn split(blocks: &Blocks, dtype: &str) -> Option<(Vec<Vec<u8>>, Option<String>)> {
     if blocks.format.name() == "int8" {
-        return (split_int8(blocks), None);
+        return Some((split_int8(blocks), None));
     }
+    let levels = Levels::of(blocks.format)?;
     let nested = (!blocks.side.is_empty()).then(|| Nested::of(blocks));
     let scale = if nested.is_some() { 1 } else { 4 };
     let (mut absmax, mut codes) = (Vec::new(), Vec::with_capacity(blocks.data.len()));
@@ -248,10 +298,11 @@ pub(super) fn split(blocks: &Blocks, dtype: &str) -> (Vec<Vec<u8>>, Option<Strin
         absmax.extend_from_slice(&block[..scale]);
         codes.extend_from_slice(&block[scale..]);
     }
-    let mut parts = vec![codes, absmax, bytes(&NF4_LEVELS)];
+    let mut parts = vec![codes, absmax, bytes(&levels.table())];
     let shape = format!("[{}, {}]", blocks.rows, blocks.cols);
     let mut state = format!(
-        "{{\"quant_type\": \"nf4\", \"blocksize\": {BLOCK}, \"dtype\": \"{dtype}\", \"shape\": {shape}"
+        "{{\"quant_type\": \"{}\", \"blocksize\": {BLOCK}, \"dtype\": \"{dtype}\", \"shape\": {shape}",
+        levels.formats()[0]
     );
     if let Some(nested) = nested {
         state += &format!(
@@ -261,7 +312,7 @@ pub(super) fn split(blocks: &Blocks, dtype: &str) -> (Vec<Vec<u8>>, Option<Strin
         );
         parts.extend([bytes(&nested.absmax), bytes(&nested.map)]);
     }
-    (parts, Some(state + "}"))
+    Some((parts, Some(state + "}")))
 }
 
 fn split_int8(blocks: &Blocks) -> Vec<Vec<u8>> {
@@ -291,13 +342,14 @@ fn bytes(numbers: &[f32]) -> Vec<u8> {
 pub(super) fn config(groups: &[Group], dtype: &str, dense: &[String]) -> Value {
     let has = |name: &str| groups.iter().any(|(format, _)| format.name() == name);
     let eight = has("int8");
+    let levels = groups.iter().find_map(|(format, _)| Levels::of(*format)).unwrap_or(Levels::Fp4);
     json!({
         "_load_in_4bit": !eight,
         "_load_in_8bit": eight,
         "bnb_4bit_compute_dtype": if eight { "float32" } else { dtype },
         "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_quant_type": if eight { "fp4" } else { "nf4" },
-        "bnb_4bit_use_double_quant": has("nf4_dq"),
+        "bnb_4bit_quant_type": levels.formats()[0],
+        "bnb_4bit_use_double_quant": !eight && has(levels.formats()[1]),
         "llm_int8_enable_fp32_cpu_offload": false,
         "llm_int8_has_fp16_weight": false,
         "llm_int8_skip_modules": dense,

@@ -3,7 +3,11 @@ use std::fmt;
 use lathe_formats::AnyFormat;
 use serde::Serialize;
 
-use super::{awq, bitsandbytes, compressed, gptq};
+use super::{
+    awq, bitsandbytes, compressed,
+    fp8::{self, Scaled},
+    gptq,
+};
 
 /// The tool whose layout the quantized weights of a Hugging Face folder have: the names of their
 /// tensors, their packing, and the `quantization_config`.
@@ -29,8 +33,14 @@ pub enum Layout {
 
 impl Layout {
     /// Every layout, the likeliest for a folder first.
-    pub const ALL: [Self; 5] =
-        [Self::CompressedTensors, Self::Gptq, Self::Awq, Self::BitsAndBytes, Self::GptqV2];
+    pub const ALL: [Self; 6] = [
+        Self::CompressedTensors,
+        Self::Gptq,
+        Self::Awq,
+        Self::BitsAndBytes,
+        Self::GptqV2,
+        Self::Fp8,
+    ];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -59,7 +69,7 @@ impl Layout {
                 Self::Awq => awq::holds(format),
                 Self::BitsAndBytes => bitsandbytes::holds(format),
                 Self::CompressedTensors => compressed::holds(format),
-                Self::Fp8 => false,
+                Self::Fp8 => fp8::holds(self, format),
             }
     }
 
@@ -81,10 +91,14 @@ impl Layout {
     }
 
     /// Whether one folder can have all of these formats, each of which the layout holds:
-    /// transformers tells bitsandbytes of either four or eight bits.
+    /// bitsandbytes is told of one table of levels, plain FP8 of one size of blocks.
     fn mixes(self, formats: &[&dyn AnyFormat]) -> bool {
-        let eight = formats.iter().filter(|format| format.name() == "int8").count();
-        self != Self::BitsAndBytes || eight == 0 || eight == formats.len()
+        let family = |format: &dyn AnyFormat| match self {
+            Self::BitsAndBytes => format.name().split('_').next().map(str::to_owned),
+            Self::Fp8 => Some(format.name().to_owned()),
+            _ => None,
+        };
+        formats.windows(2).all(|pair| family(pair[0]) == family(pair[1]))
     }
 
     fn usual(format: &dyn AnyFormat) -> Option<Self> {
@@ -107,8 +121,8 @@ impl fmt::Display for Layout {
     }
 }
 
-/// What an engine is to do with the inputs of quantized weights: a part of compressed-tensors'
-/// configuration.
+/// What an engine is to do with the inputs of quantized weights: a part of the configuration of
+/// compressed-tensors and of plain FP8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activations {
@@ -117,8 +131,65 @@ pub enum Activations {
     Float,
     /// Eight-bit integers with a scale for each token (W8A8).
     Int8PerToken,
-    /// FP8 with a scale for each token.
-    Fp8PerToken,
+    /// FP8 with scales made on the spot: for each token, or, beside weights in blocks, for each 128
+    /// of its numbers.
+    Fp8,
+    /// FP8 with a scale for each matrix's inputs, known from calibration.
+    Fp8Static,
+}
+
+impl Activations {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Float, Self::Int8PerToken, Self::Fp8, Self::Fp8Static];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float => "float",
+            Self::Int8PerToken => "int8",
+            Self::Fp8 => "fp8",
+            Self::Fp8Static => "fp8-static",
+        }
+    }
+
+    /// The one of that name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|activations| activations.name() == name)
+    }
+
+    /// What is usual with weights in these formats: where all that are coded are FP8, their inputs
+    /// are as well; else inputs stay as they are.
+    pub fn usual<'a>(formats: impl Iterator<Item = &'a dyn AnyFormat>) -> Self {
+        let mut coded = formats.filter(|format| !is_dense(*format)).peekable();
+        let all = coded.peek().is_some() && coded.all(|format| Self::Fp8.suit(format));
+        if all { Self::Fp8 } else { Self::Float }
+    }
+
+    /// Whether weights in the format are multiplied with such inputs.
+    pub fn suit(self, format: &dyn AnyFormat) -> bool {
+        match self {
+            Self::Float => true,
+            Self::Int8PerToken => format.name() == "int8",
+            Self::Fp8 => Scaled::of(format).is_some(),
+            Self::Fp8Static => Scaled::of(format).is_some_and(|scaled| scaled != Scaled::Block),
+        }
+    }
+
+    /// Whether a folder of this layout can say so.
+    pub fn said_by(self, layout: Layout) -> bool {
+        match layout {
+            Layout::CompressedTensors => true,
+            // Its configuration has no word for inputs that stay as they are.
+            Layout::Fp8 => matches!(self, Self::Fp8 | Self::Fp8Static),
+            _ => self == Self::Float,
+        }
+    }
+}
+
+impl fmt::Display for Activations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }
 
 /// Stored as plain tensors, which every tool reads.

@@ -6,9 +6,9 @@ use lathe_formats::{AnyFormat, Blocks, Int};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Activations, Files, Found, Kind, Source, Weight, bits,
+    Activations, Files, Found, Kind, Layout, Source, Weight, bits,
     dense::floats,
-    gptq,
+    fp4, fp8, gptq,
     ints::{self, Ints, Order},
     parts::{Group, Module, Part},
 };
@@ -203,11 +203,18 @@ pub(super) fn int8(from: &Source<'_>) -> Result<Blocks> {
 
 /// Whether a folder of compressed-tensors can hold the format.
 pub(super) fn holds(format: &dyn AnyFormat) -> bool {
-    format.name() == "int8" || Int::named(format.name()).is_some()
+    format.name() == "int8"
+        || Int::named(format.name()).is_some()
+        || fp8::holds(Layout::CompressedTensors, format)
+        || fp4::holds(format)
 }
 
 /// The tensors of a weight `[rows, cols]`.
 pub(super) fn plan(module: &Module<'_>, (rows, cols): (usize, usize)) -> Option<Vec<Part>> {
+    let floats = || fp8::plan(module, (rows, cols)).or_else(|| fp4::plan(module, (rows, cols)));
+    if let Some(parts) = floats() {
+        return Some(parts);
+    }
     let int = Int::named(module.format.name());
     if int.is_none() && module.style.activations == Activations::Int8PerToken {
         return Some(vec![
@@ -252,7 +259,11 @@ pub(super) fn split(ints: &Ints, activations: Activations) -> Vec<Vec<u8>> {
 /// `int-quantized` without quantized activations is not loaded by vLLM.
 pub(super) fn config(groups: &[Group], dense: &[String], activations: Activations) -> Value {
     let one = groups.len() == 1;
-    let schemes: Vec<Value> = groups.iter().map(|(f, _)| scheme(*f, activations)).collect();
+    let scheme = |format| {
+        let floats = fp8::scheme(format, activations).or_else(|| fp4::scheme(format));
+        floats.unwrap_or_else(|| scheme(format, activations))
+    };
+    let schemes: Vec<Value> = groups.iter().map(|(format, _)| scheme(*format)).collect();
     let formats: Vec<&Value> = schemes.iter().map(|scheme| &scheme["format"]).collect();
     let same = formats.windows(2).all(|pair| pair[0] == pair[1]);
     let format = match formats.first() {

@@ -10,6 +10,8 @@ mod bitsandbytes;
 mod choice;
 mod compressed;
 mod dense;
+mod fp4;
+mod fp8;
 mod gptq;
 mod ints;
 mod method;
@@ -38,7 +40,8 @@ pub(crate) struct Weight {
 enum Kind {
     /// One tensor under the weight's own name.
     Plain,
-    Nf4(bitsandbytes::Nf4),
+    /// bitsandbytes' codes into a table of sixteen levels.
+    FourBit(bitsandbytes::FourBit),
     /// LLM.int8(): codes and, in `SCB`, each row's absmax.
     LlmInt8,
     Packed(compressed::Packed),
@@ -46,6 +49,9 @@ enum Kind {
     Int8,
     Gptq(gptq::Packed),
     Awq(awq::Packed),
+    Fp8(fp8::Scaled),
+    /// NVFP4 and MXFP4.
+    Float4(fp4::Float4),
 }
 
 /// The stored tensors that weights are looked for in.
@@ -62,7 +68,7 @@ pub(crate) fn regroup(
     tensors: &Tensors,
 ) -> Result<Vec<(String, Weight)>> {
     let files = Files { path, tensors, method };
-    let finders = [bitsandbytes::find, compressed::find, gptq::find];
+    let finders = [bitsandbytes::find, compressed::find, fp8::find, fp4::find, gptq::find];
     let mut parts = HashSet::new();
     let mut weights = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors.iter() {
@@ -96,12 +102,14 @@ pub(crate) fn blocks(
     let from = Source { path, tensors, name, shape: &weight.shape };
     match &weight.kind {
         Kind::Plain => dense::blocks(path, name, tensors.find(path, name)?),
-        Kind::Nf4(nf4) => bitsandbytes::blocks(&from, nf4),
+        Kind::FourBit(four) => bitsandbytes::blocks(&from, four),
         Kind::LlmInt8 => bitsandbytes::llm_int8(&from),
         Kind::Packed(packed) => compressed::packed(&from, packed),
         Kind::Int8 => compressed::int8(&from),
         Kind::Gptq(packed) => gptq::blocks(&from, packed),
         Kind::Awq(packed) => awq::blocks(&from, *packed),
+        Kind::Fp8(scaled) => fp8::blocks(&from, *scaled),
+        Kind::Float4(four) => fp4::blocks(&from, *four),
     }
 }
 

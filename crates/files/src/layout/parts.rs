@@ -3,7 +3,8 @@ use lathe_formats::{AnyFormat, Blocks};
 use serde_json::Value;
 
 use super::{
-    Activations, Layout, awq, bitsandbytes, choice::is_dense, compressed, gptq, ints::Ints,
+    Activations, Layout, awq, bitsandbytes, choice::is_dense, compressed, fp4, fp8, gptq,
+    ints::Ints,
 };
 use crate::Dtype;
 
@@ -82,7 +83,8 @@ impl Part {
             Layout::Awq => awq::plan(&module, (rows, cols)),
             Layout::BitsAndBytes => bitsandbytes::plan(&module, name, (rows, cols)),
             Layout::CompressedTensors => compressed::plan(&module, (rows, cols)),
-            Layout::Fp8 | Layout::Auto => None,
+            Layout::Fp8 => fp8::plan(&module, (rows, cols)),
+            Layout::Auto => None,
         }
     }
 }
@@ -94,7 +96,7 @@ pub(crate) struct Split {
 }
 
 /// Takes `blocks` of a format that the style holds apart; `None` where their columns are out of
-/// order and the style has no place for that.
+/// order and the style has no place for that, or the scale of their inputs is wanted and missing.
 pub(crate) fn split(blocks: &Blocks, style: &Style<'_>) -> Option<Split> {
     let made = |parts: Vec<Vec<u8>>, text| Split {
         parts: parts.into_iter().map(Buf::from).collect(),
@@ -107,8 +109,14 @@ pub(crate) fn split(blocks: &Blocks, style: &Style<'_>) -> Option<Split> {
         return Some(Split { parts: vec![blocks.data.clone()], text: None });
     }
     if style.layout == Layout::BitsAndBytes {
-        let (parts, text) = bitsandbytes::split(blocks, style.dtype);
+        let (parts, text) = bitsandbytes::split(blocks, style.dtype)?;
         return Some(made(parts, text));
+    }
+    if fp8::Scaled::of(blocks.format).is_some() {
+        return Some(Split { parts: fp8::split(blocks, style.activations)?, text: None });
+    }
+    if let Some(parts) = fp4::split(blocks) {
+        return Some(Split { parts, text: None });
     }
     let ints = Ints::of(blocks)?;
     let parts = match style.layout {
@@ -129,6 +137,7 @@ pub(crate) fn config(style: &Style<'_>, groups: &[Group], dense: &[String]) -> V
         }
         Layout::Awq => awq::config(groups, dense),
         Layout::BitsAndBytes => bitsandbytes::config(groups, style.dtype, dense),
+        Layout::Fp8 => fp8::config(groups, dense, style.activations),
         _ => compressed::config(groups, dense, style.activations),
     }
 }

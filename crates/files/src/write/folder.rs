@@ -32,7 +32,8 @@ pub struct FolderPlan<'a> {
     pub shard: Bytes,
     /// The tool that the quantized weights are laid out for.
     pub layout: Layout,
-    /// What engines are to do with the inputs of quantized weights; for compressed-tensors.
+    /// What engines are to do with the inputs of quantized weights; for compressed-tensors and
+    /// plain FP8. By default what is usual for the formats.
     pub activations: Activations,
     /// Whether weights may come with their columns coded out of order; for GPTQ.
     pub act_order: bool,
@@ -52,7 +53,7 @@ impl<'a> FolderPlan<'a> {
             tensors,
             shard: Self::SHARD,
             layout: Layout::Auto,
-            activations: Activations::Float,
+            activations: Activations::usual(tensors.iter().map(|p| p.format as &dyn AnyFormat)),
             act_order: false,
             card: None,
         }
@@ -82,12 +83,27 @@ impl<'a> FolderPlan<'a> {
             let instead = "use the layout gptq, or static groups, which need no order";
             return Err(Error::unsupported(path, what, instead));
         }
-        if self.activations != Activations::Float && layout != Layout::CompressedTensors {
-            let what = format!("quantized activations in the layout {layout}");
-            return Err(Error::unsupported(path, what, "use the layout compressed-tensors"));
-        }
+        self.check_activations(path, layout)?;
         let dtype = self.dtype();
         Ok(Style { layout, activations: self.activations, dtype, act_order: self.act_order })
+    }
+
+    fn check_activations(&self, path: &Path, layout: Layout) -> Result<()> {
+        let activations = self.activations;
+        let coded = || self.tensors.iter().map(|p| p.format).filter(|format| !is_dense(*format));
+        if coded().next().is_some() && !activations.said_by(layout) {
+            let what = format!("{activations} activations in the layout {layout}");
+            return Err(Error::unsupported(path, what, "use the layout compressed-tensors"));
+        }
+        match coded().find(|format| !activations.suit(*format)) {
+            None => Ok(()),
+            Some(format) => {
+                let what = format!("{activations} activations beside weights in {}", format.name());
+                let instead = "int8 activations are for int8 weights, fp8 for fp8_row, fp8_tensor \
+                               and fp8_block, fp8-static for fp8_row and fp8_tensor";
+                Err(Error::unsupported(path, what, instead))
+            }
+        }
     }
 
     /// The type of the unquantized weights, by PyTorch's name: that of the first matrix among them
@@ -157,12 +173,12 @@ pub fn folder_holds(format: &dyn AnyFormat) -> bool {
     Layout::Auto.holds(format)
 }
 
-/// What the numbers of a planned weight take in a safetensors folder of this layout; a description
+/// What the numbers of a planned weight take in a safetensors folder of this layout, with such
+/// activations; a description
 /// in words of a few hundred bytes, which bitsandbytes adds, is not counted. `None` where
 /// [`write_folder`] has no layout for it.
-pub fn folder_bytes(planned: &Planned, layout: Layout) -> Option<Bytes> {
+pub fn folder_bytes(planned: &Planned, layout: Layout, activations: Activations) -> Option<Bytes> {
     let layout = layout.choose(std::iter::once(planned.format as &dyn AnyFormat))?;
-    let activations = Activations::Float;
     let style = Style { layout, activations, dtype: "float32", act_order: false };
     let parts = Part::plan(&planned.name, &planned.shape, planned.format, &style)?;
     Some(Bytes(parts.iter().map(size).sum()))

@@ -6,7 +6,9 @@ use lathe_simd::{Isa, LANES, Op};
 
 use super::{
     Panels, SUB,
-    kind::{Codes, Head, Layout, with_layout},
+    codes::Codes,
+    head::Head,
+    kind::{Layout, with_layout},
 };
 use crate::{Pool, output::Output};
 

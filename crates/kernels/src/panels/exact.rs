@@ -7,7 +7,9 @@ use lathe_simd::{Isa, LANES, Op};
 
 use super::{
     Panels, SUB, Shape,
-    kind::{Codes, Head, Layout, with_layout},
+    codes::Codes,
+    head::Head,
+    kind::{Layout, with_layout},
     product::store_rows,
 };
 use crate::{Pool, output::Output};

@@ -8,8 +8,10 @@
 //! a panel takes as many bytes as the rows did. All instruction sets share this layout.
 
 mod activations;
+mod codes;
 mod columns;
 mod exact;
+mod head;
 mod kind;
 mod pack;
 mod product;

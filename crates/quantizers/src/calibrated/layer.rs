@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use lathe_base::e4m3;
 use lathe_engine::{Entry, Fed, LayerRunner, Linears, Source};
 use lathe_formats::{AnyFormat, Blocks};
 use lathe_kernels::Pool;
@@ -302,6 +303,16 @@ impl Run<'_> {
                 coded.blocks
             }
         };
+        let blocks = match self.calibrated.fixes_inputs() && !is_dense(planned.format) {
+            true => {
+                let fed = planned.roles.iter().filter_map(|role| match role {
+                    Role::Layer(_, part) => stats.get(&part.inputs()),
+                    _ => None,
+                });
+                with_input_scale(blocks, planned, fed)?
+            }
+            false => blocks,
+        };
         let written = at < self.resumed;
         if !written {
             self.writer.add(&planned.name, &planned.shape, &blocks)?;
@@ -402,6 +413,26 @@ fn source(
             lathe_models::Error::MissingTensor { role: tensor.clone(), tensor }.into()
         })
     }
+}
+
+/// The weight with the scale that brings the largest input seen to FP8's largest number, as
+/// compressed-tensors' min-max observer has it.
+fn with_input_scale<'a>(
+    blocks: Blocks,
+    planned: &Planned,
+    fed: impl Iterator<Item = &'a Stats>,
+) -> Result<Blocks, Error> {
+    let largest = |stats: &Stats| stats.absmax.iter().fold(0f32, |most, x| most.max(*x));
+    let most = fed.map(largest).reduce(f32::max);
+    let known = most.map(|most| (most / e4m3::MAX).max(f32::EPSILON)).or(blocks.input_scale);
+    let Some(scale) = known else {
+        return Err(Error::Unsupported {
+            what: format!("fp8-static activations of `{}`", planned.name),
+            instead: "nothing is known of its inputs: calibrate it, or take fp8 activations"
+                .to_owned(),
+        });
+    };
+    Ok(Blocks { input_scale: Some(scale), ..blocks })
 }
 
 fn rows_of(weights: &[Weight], role: Role) -> usize {

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, ops::Range, time::Instant};
 
 use lathe_base::{Bytes, Progress};
 use lathe_engine::{LayerRunner, Room};
-use lathe_files::Writer;
+use lathe_files::{Activations, Writer};
 use lathe_formats::AnyFormat;
 use lathe_models::{Kind, Part, Role};
 use sha2::{Digest, Sha256};
@@ -104,7 +104,13 @@ impl Calibrated<'_> {
     fn stage_needs(&self) -> Needs {
         let rest = self.transforms.iter().filter(|transform| !transform.folds());
         let rest = rest.map(|transform| transform.needs());
-        rest.fold(self.job.quantizer.needs(), Needs::max)
+        let scales = if self.fixes_inputs() { Needs::Importance } else { Needs::Nothing };
+        rest.fold(self.job.quantizer.needs().max(scales), Needs::max)
+    }
+
+    /// Whether inputs get scales that are known beforehand.
+    fn fixes_inputs(&self) -> bool {
+        self.job.plan.activations == Activations::Fp8Static
     }
 
     /// Whether every stage waits for the one before.
@@ -133,6 +139,7 @@ impl Calibrated<'_> {
         let mut hash = Sha256::new();
         hash.update(fingerprint(&self.job));
         hash.update(format!("{:?} {}\n", self.calibration.about, self.sequential));
+        hash.update(format!("{}\n", self.job.plan.activations));
         for transform in self.transforms {
             hash.update(format!("{transform:?}\n"));
         }

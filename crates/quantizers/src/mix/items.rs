@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use lathe_files::{
-    Layout,
+    Activations, Layout,
     gguf::{ALIGNMENT, GgmlType},
 };
 use lathe_formats::{AnyFormat, FORMATS};
@@ -115,7 +115,8 @@ pub(super) fn bytes(target: Target, planned: &Planned, format: &'static dyn AnyF
         Target::Gguf => coded.next_multiple_of(ALIGNMENT) as u64,
         Target::SafeTensors => {
             let file = lathe_files::Planned { format, ..planned.for_file() };
-            lathe_files::folder_bytes(&file, FOLDER).map_or(coded as u64, |bytes| bytes.0)
+            let bytes = lathe_files::folder_bytes(&file, FOLDER, Activations::Float);
+            bytes.map_or(coded as u64, |bytes| bytes.0)
         }
     }
 }
