@@ -5,7 +5,7 @@
 writes quants/{nvfp4,mxfp4,fp4} (inputs stay as they are) and activations/{w8a8,fp8-dynamic,fp8-static,fp8-block}
 (inputs are rounded too), each with its logits. Weights are packed by compressed-tensors' own compressors and by
 bitsandbytes; the logits are those of a dense model with the weights that these decompress to, whose linears round their
-inputs with compressed-tensors' functions.
+inputs with compressed-tensors' functions, INT8 ones as vLLM rounds them.
 """
 
 import json
@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+from compressed_tensors.quantization.lifecycle.forward import dequantize, fake_quantize
 from compressed_tensors.quantization.utils import calculate_qparams, compute_dynamic_scales_and_zp, generate_gparam
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
@@ -60,12 +61,19 @@ def coded(w: torch.Tensor, form: str, weights: QuantizationArgs) -> tuple[dict, 
         state["weight_global_scale"] = divisor
     compressor = BaseCompressor.get_value_from_registry(form)
     made = compressor.compress(state, scheme)
+    if divisor is not None:  # its own decompression computes in bf16
+        codes = unpack_fp4_from_uint8(made["weight_packed"], *w.shape).float()
+        scale = made["weight_scale"].float()
+        return made, dequantize(codes, scale, None, weights, dtype=torch.float32, global_scale=divisor)
     return made, compressor.decompress(dict(made), scheme)["weight"].float()
 
 
 def rounding(inputs: QuantizationArgs, scale: torch.Tensor | None):
     def hook(_, arguments):
         x = arguments[0]
+        if inputs.type == "int":  # as vLLM's kernels have it; compressed-tensors itself divides by 127.5
+            scale = x.abs().amax(-1, keepdim=True) / 127
+            return ((x / scale).round() * scale, *arguments[1:])
         if inputs.dynamic:
             scales, zeros = compute_dynamic_scales_and_zp(x, inputs, torch.nn.Identity())
             return (fake_quantize(x, scales, zeros, inputs), *arguments[1:])

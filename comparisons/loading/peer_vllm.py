@@ -1,11 +1,11 @@
-"""Log probabilities of given tokens in vLLM, on the CPU: MODEL OUT ID,ID,...
+"""Log probabilities of all tokens in vLLM, on the CPU in bf16: MODEL OUT ID,ID,...
 
-OUT gets JSON: ln p of each token but the first, and the greedy continuation.
+OUT gets f32 [T − 1, V]: what vLLM says of every token after each of the given ones but the last.
 """
 
-import json
 import os
 import sys
+from array import array
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
@@ -15,16 +15,12 @@ def main():
 
     model, out, ids = sys.argv[1:4]
     ids = [int(i) for i in ids.split(",")]
-    engine = LLM(model, max_model_len=256, enforce_eager=True, dtype="bfloat16")
-    wanted = SamplingParams(max_tokens=16, temperature=0, prompt_logprobs=0)
+    engine = LLM(model, max_model_len=256, enforce_eager=True, dtype="bfloat16", max_logprobs=-1)
+    wanted = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1)
     answer = engine.generate([{"prompt_token_ids": ids}], wanted)[0]
-    rows = zip(ids[1:], answer.prompt_logprobs[1:])
-    found = {
-        "logprobs": [row[token].logprob for token, row in rows],
-        "greedy": list(answer.outputs[0].token_ids),
-    }
-    with open(out, "w") as file:
-        json.dump(found, file)
+    with open(out, "wb") as file:
+        for row in answer.prompt_logprobs[1:]:
+            array("f", (row[token].logprob for token in range(len(row)))).tofile(file)
 
 
 if __name__ == "__main__":

@@ -234,6 +234,7 @@ fn inputs(checkpoint: &Checkpoint) -> &'static str {
         (Some("int"), Some(8)) => "int8",
         (Some("float"), Some(8)) if fixed => "fp8-static",
         (Some("float"), Some(8)) => "fp8",
+        (Some("float"), Some(4)) => "fp4",
         _ => "float",
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail};
 use lathe_api::Engine;
 use lathe_base::{Buf, Progress};
-use lathe_engine::{KvType, Native, Options, Precision as Arithmetic, Rounding};
+use lathe_engine::{Inputs, KvType, Native, Options, Precision as Arithmetic, Rounding};
 use lathe_files::Checkpoint;
 use lathe_optimize::{EngineOrder, Precision};
 use lathe_tokens::Tokenizer;
@@ -71,6 +71,8 @@ pub(crate) fn native(checkpoint: &Checkpoint, order: &EngineOrder) -> anyhow::Re
             Precision::Bf16 => Rounding::Bf16,
             Precision::Fast | Precision::Exact => Rounding::None,
         },
+        // Computed exactly, inputs stay as they are, whatever scheme the files ask for.
+        inputs: (order.precision != Precision::Fast).then_some(Inputs::Own),
         ..Options::default()
     };
     Ok(Native::load(checkpoint, tokenizer(checkpoint)?, &options)?)

@@ -155,7 +155,7 @@ fn llm_int8_gives_the_logits_of_bitsandbytes_fed_token_by_token() {
 }
 
 #[test]
-fn w8a8_and_fp8_give_the_logits_of_models_whose_inputs_compressed_tensors_rounds() {
+fn w8a8_and_fp8_give_the_logits_of_models_whose_inputs_are_rounded_as_their_engines_do() {
     for scheme in ["w8a8", "fp8-dynamic", "fp8-static", "fp8-block"] {
         rounds_inputs_like_its_engine(scheme, 3);
     }

@@ -10,8 +10,8 @@ pub struct Artifact {
     pub layout: String,
     /// What the config says that the model computes in: `f32`, `f16` or `bf16`.
     pub activations: String,
-    /// What is done to the inputs of quantized matrices: `float` (nothing), `int8`, `fp8` or
-    /// `fp8-static`.
+    /// What is done to the inputs of quantized matrices: `float` (nothing), `int8`, `fp8`,
+    /// `fp8-static` or `fp4`.
     pub inputs: String,
     /// Whether columns are stored in another order than the inputs' (act-order without static
     /// groups).

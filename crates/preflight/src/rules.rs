@@ -89,8 +89,8 @@ pub struct KernelRule {
     pub act_order: ActOrder,
     /// `f16`, `bf16`, `f32`; any where nothing is said.
     pub activations: Option<Vec<String>>,
-    /// What it does to the inputs of quantized matrices, where it is for some schemes only: `float`,
-    /// `int8`, `fp8`, `fp8-static`.
+    /// What it does to the inputs of quantized matrices, where it is for some schemes only; as in
+    /// [`crate::Artifact::inputs`].
     pub inputs: Option<Vec<String>>,
     /// What it needs besides.
     pub needs: Option<String>,

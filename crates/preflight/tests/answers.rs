@@ -130,3 +130,21 @@ fn rejects_an_engine_without_rules() {
     let error = check(Rules::built_in(), &llama("gguf", "q4_0"), "nothing", Device::Cpu, 1);
     assert!(error.unwrap_err().to_string().contains("llama.cpp"));
 }
+
+#[test]
+fn int8_weights_run_on_a_cpu_in_vllm_only_where_inputs_are_int8_too() {
+    let weights_only = llama("compressed-tensors", "int8");
+    assert!(!ask(&weights_only, "vllm", "cpu", 1).loads());
+    let w8a8 = Artifact { inputs: "int8".to_owned(), ..weights_only };
+    assert_eq!(kernels(&ask(&w8a8, "vllm", "cpu", 1)), ["CPUInt8ScaledMM"]);
+    assert_eq!(kernels(&ask(&w8a8, "vllm", "a100", 1)), ["CUTLASS INT8"]);
+}
+
+#[test]
+fn fp8_needs_ada_for_inputs_in_fp8_and_runs_on_older_gpus_with_inputs_as_they_are() {
+    let fp8 = Artifact { inputs: "fp8".to_owned(), ..llama("compressed-tensors", "fp8_row") };
+    assert_eq!(kernels(&ask(&fp8, "vllm", "h100", 1)), ["CUTLASS FP8"]);
+    assert_eq!(kernels(&ask(&fp8, "vllm", "a100", 1)), ["Marlin FP8"]);
+    let weights_only = Artifact { inputs: "float".to_owned(), ..fp8 };
+    assert_eq!(kernels(&ask(&weights_only, "vllm", "h100", 1)), ["Marlin FP8"]);
+}
