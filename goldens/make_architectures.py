@@ -183,10 +183,10 @@ GOLDENS = {
               rms_norm_eps=1e-6, rope_parameters=dict(rope_type="default", rope_theta=10000.0)),
         "llama2", gguf=None, note="a layer without experts, which GGUF has no place for; num_local_experts"),
     "olmoe": Golden(
-        dense("olmoe", "OlmoeForCausalLM", intermediate_size=16, num_experts=8, num_experts_per_tok=2,
+        dense("olmoe", "OlmoeForCausalLM", **BYTE_LEVEL, intermediate_size=16, num_experts=8, num_experts_per_tok=2,
               num_attention_heads=4, num_key_value_heads=4, norm_topk_prob=False, clip_qkv=None,
               rope_theta=10000.0),
-        "llama2", note="norms over all heads of queries and keys"),
+        "qwen2", note="norms over all heads of queries and keys"),
 }
 
 PRE = {"llama3": "llama-bpe", "qwen2": "qwen2"}

@@ -44,11 +44,16 @@ SHAPES = {
     "feed-forward of 1056": ("llama", 8, 256, 1056, 8, 4, 32, True),
     "rows of 80": ("llama", 6, 80, 256, 4, 4, 20, True),
     "rows of 80, tied": ("llama", 6, 80, 172, 4, 2, 20, False),
+    "mixtral": ("llama", 32, 256, 512, 8, 2, 32, True, 8),
+    "llama with four experts": ("llama", 16, 256, 512, 8, 8, 32, True, 4),
+    "qwen3moe": ("qwen3moe", 24, 256, 512, 8, 4, 32, True, 32),
+    "qwen3moe of eight": ("qwen3moe", 9, 256, 256, 4, 2, 32, True, 8),
+    "olmoe, rows of 128": ("olmoe", 16, 128, 256, 4, 4, 32, True, 64),
 }
 VOCABULARY = 32
 
 
-def tensors(arch, layers, width, feed, heads, kv, head, untied):
+def tensors(arch, layers, width, feed, heads, kv, head, untied, experts=0):
     """Names and shapes (rows, columns) of the matrices, as in a GGUF of this architecture."""
     yield "token_embd.weight", (VOCABULARY, width)
     if untied:
@@ -62,14 +67,19 @@ def tensors(arch, layers, width, feed, heads, kv, head, untied):
             yield f"blk.{i}.attn_q.weight", (q, width)
             yield f"blk.{i}.attn_k.weight", (k, width)
             yield f"blk.{i}.attn_v.weight", (k, width)
-            yield f"blk.{i}.ffn_gate.weight", (feed, width)
-            yield f"blk.{i}.ffn_up.weight", (feed, width)
+            for name in ("gate", "up") if not experts else ():
+                yield f"blk.{i}.ffn_{name}.weight", (feed, width)
         yield f"blk.{i}.attn_output.weight", (width, q)
-        yield f"blk.{i}.ffn_down.weight", (width, feed)
+        if experts:
+            yield f"blk.{i}.ffn_gate_exps.weight", (experts, feed, width)
+            yield f"blk.{i}.ffn_up_exps.weight", (experts, feed, width)
+            yield f"blk.{i}.ffn_down_exps.weight", (experts, width, feed)
+        else:
+            yield f"blk.{i}.ffn_down.weight", (width, feed)
 
 
 def write_model(path, shape):
-    arch, layers, width, feed, heads, kv, head, untied = shape
+    arch, layers, width, feed, heads, kv, head, untied, *experts = shape
     writer = GGUFWriter(path, arch)
     writer.add_block_count(layers)
     writer.add_context_length(512)
@@ -82,6 +92,10 @@ def write_model(path, shape):
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCABULARY)
     writer.add_sliding_window(128)
+    for count in experts:
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(feed)
     writer.add_rope_dimension_count(head)
     for name, dims in tensors(*shape):
         writer.add_tensor(name, numpy.zeros(dims, numpy.float16))
@@ -138,7 +152,7 @@ def main():
             write_model(model, shape)
             plain = {mix: types(quantize, model, mix, None) for mix in MIXES}
             weighted = {mix: types(quantize, model, mix, importance) for mix in MIXES}
-            fields = ("arch", "layers", "width", "feed_forward", "heads", "kv_heads", "head_dim", "untied")
+            fields = ("arch", "layers", "width", "feed_forward", "heads", "kv_heads", "head_dim", "untied", "experts")
             models.append({
                 "name": name,
                 **dict(zip(fields, shape)),

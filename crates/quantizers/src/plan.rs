@@ -399,6 +399,11 @@ impl Builder<'_> {
             layers: spec.layers.len(),
             heads,
             kv_heads,
+            experts: spec
+                .layers
+                .iter()
+                .find_map(|layer| layer.mlp.experts())
+                .map_or(0, |experts| experts.count),
             tied: spec.tied_head,
             importance: self.recipe.importance,
         };

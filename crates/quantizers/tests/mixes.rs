@@ -20,6 +20,8 @@ struct Model {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    #[serde(default)]
+    experts: usize,
     untied: bool,
     types: BTreeMap<String, String>,
     with_imatrix: BTreeMap<String, String>,
@@ -28,7 +30,7 @@ struct Model {
 impl Model {
     fn cols(&self, kind: &str) -> usize {
         match kind {
-            "ffn_down" => self.feed_forward,
+            "ffn_down" | "ffn_down_exps" | "ffn_down_shexp" => self.feed_forward,
             "attn_output" => self.heads * self.head_dim,
             _ => self.width,
         }
@@ -41,6 +43,7 @@ impl Model {
             layers: self.layers,
             heads: self.heads,
             kv_heads: self.kv_heads,
+            experts: self.experts,
             tied: !self.untied,
             importance,
         };

@@ -25,6 +25,8 @@ pub struct Shape<'a> {
     pub heads: usize,
     /// Key and value heads G.
     pub kv_heads: usize,
+    /// Experts of each layer; 0 where there are none.
+    pub experts: usize,
     /// Whether the embeddings are the head as well.
     pub tied: bool,
     /// Whether there is an importance matrix.
@@ -207,8 +209,10 @@ impl Mix {
         let larger = matches!(self.name, "iq2_s" | "iq2_m");
         let next = if larger { "iq3_s" } else { "q2_k" };
         match class {
-            Class::Value if model.groups() >= 4 => Some("q4_k"),
+            Class::Value if model.groups() >= 4 || model.experts >= 4 => Some("q4_k"),
             Class::Value => Some(next),
+            Class::Key if model.has_eight_experts() => Some("q4_k"),
+            Class::Output if model.has_eight_experts() => Some("q5_k"),
             Class::Down if at.in_first(8) => Some(next),
             Class::Output if larger => Some("iq3_s"),
             Class::Output if self.name.starts_with("iq1") => Some("iq2_xxs"),
@@ -218,10 +222,17 @@ impl Mix {
 
     fn usual(&self, model: &Shape<'_>, class: Class, at: Place) -> Option<&'static str> {
         match (class, self.name) {
+            // Small beside so many experts.
+            (Class::Value | Class::Key, _) if model.has_eight_experts() => Some("q8_0"),
             (Class::Value, _) => self.value(model, at),
             (Class::Key | Class::Query, "iq3_xs") => Some("iq3_xxs"),
             (Class::Key | Class::Query, "iq3_xxs") => Some("iq2_s"),
             (Class::Gate | Class::Up, "iq3_xs") if at.in_middle() => Some("iq3_xxs"),
+            (Class::Output, name) if model.has_eight_experts() => match name {
+                "q2_k" | "q3_k_s" | "q3_k_m" | "q4_k_s" | "q4_k_m" | "iq3_xxs" | "iq3_xs"
+                | "iq3_s" | "iq3_m" | "iq4_nl" | "iq4_xs" => Some("q5_k"),
+                _ => None,
+            },
             (Class::Output, "q2_k") => Some("q3_k"),
             (Class::Output, "q3_k_m" | "iq3_m") => Some("q4_k"),
             (Class::Output, "q3_k_l") => Some("q5_k"),
@@ -255,6 +266,7 @@ impl Mix {
         match self.name {
             "q2_k" => Some("q3_k"),
             "q2_k_s" | "iq3_m" if at.in_first(8) => Some("q4_k"),
+            "iq3_m" if model.has_eight_experts() && at.gets_more() => Some("q4_k"),
             "iq3_xxs" if !model.importance => Some(if at.in_first(8) { "q4_k" } else { "q3_k" }),
             "q3_k_m" => Some(if at.in_first(16) { "q5_k" } else { "q4_k" }),
             "q3_k_l" => Some("q5_k"),
@@ -272,6 +284,11 @@ impl Shape<'_> {
     /// Query heads per key and value head.
     fn groups(&self) -> usize {
         self.heads / self.kv_heads.max(1)
+    }
+
+    /// Whether llama.cpp takes the model for a Mixtral.
+    fn has_eight_experts(&self) -> bool {
+        self.experts == 8
     }
 
     /// Whether llama.cpp takes the model for one of 70 billion weights, by its layers.
