@@ -47,7 +47,7 @@ pub(crate) enum Command {
     /// Rebuild a run's report from its raw samples
     Report(commands::report::ReportArgs),
     /// Make a quantized copy of a model
-    Quantize(commands::quantize::QuantizeArgs),
+    Quantize(Box<commands::quantize::QuantizeArgs>),
     /// Ask which engines will load a model in a format, and with which kernel
     Preflight(commands::preflight::PreflightArgs),
     /// Measure how much each input of each matrix matters, as llama-imatrix does

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Optimize(args) => commands::optimize::run(args, global),
         Command::Report(args) => commands::report::run(args, global),
-        Command::Quantize(args) => commands::quantize::run(args, global),
+        Command::Quantize(args) => commands::quantize::run(*args, global),
         Command::Preflight(args) => commands::preflight::run(args, global),
         Command::Imatrix(args) => commands::imatrix::run(args, global),
         Command::Inspect(args) => commands::inspect::run(args, global),

@@ -57,7 +57,7 @@ fn two_of_four_are_zero_in_every_matrix_whatever_codes_it() {
                 let runs = numbers.as_chunks::<4>().0.iter();
                 let zeros = |run: &[f32; 4]| run.iter().filter(|x| **x == 0.0).count();
                 assert!(runs.clone().all(|run| zeros(run) >= 2), "{source} {format} {criterion}");
-                let kept = runs.filter(|run| zeros(*run) == 2).count();
+                let kept = runs.filter(|run| zeros(run) == 2).count();
                 assert!(kept > 0, "{source} {format} {criterion}: nothing is left");
             }
             for (planned, done) in case.plan.tensors.iter().zip(&summary.tensors) {
