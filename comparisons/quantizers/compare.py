@@ -58,7 +58,7 @@ def pairs(args):
             ("rtn", "W4A16", "int4_g128", "rtn"),
             ("gptq", "W4A16", "int4_g128", "gptq"),
             ("awq", "W4A16_ASYM", "int4_asym_g128", "awq"),
-            ("awq", "W4A16_ASYM", "int4_asym_g128", "awq+gptq"),
+            ("awq", "W4A16_ASYM", "int4_asym_g128", "awq-gptq"),
         ]:
             ours = ["--to", ours_to, "--method", ours_method]
             ours += calibrated if ours_method != "rtn" else []
