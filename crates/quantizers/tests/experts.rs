@@ -103,10 +103,10 @@ fn importance_is_by_expert_and_counts_the_tokens_of_each() {
     for tensor in ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] {
         let squares = &imatrix.entries[&format!("blk.0.{tensor}.weight")];
         assert_eq!((squares.sums.len(), squares.counts.len()), (4 * 32, 4), "{tensor}");
-        assert_eq!(squares.counts.iter().sum::<u64>(), 2 * data.about.tokens as u64, "{tensor}");
+        assert_eq!(squares.counts.iter().sum::<u64>(), 2 * data.about.tokens, "{tensor}");
     }
     let router = &imatrix.entries["blk.0.ffn_gate_inp.weight"];
-    assert_eq!(router.counts, [data.about.tokens as u64]);
+    assert_eq!(router.counts, [data.about.tokens]);
     let mut weighted = case;
     weighted.imatrix = Some(imatrix);
     let folder = tempfile::tempdir().unwrap();

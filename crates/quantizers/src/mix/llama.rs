@@ -146,6 +146,12 @@ impl Class {
     }
 }
 
+/// Mixes that store attention's output better where there are eight experts.
+const RAISED_BESIDE_EIGHT: [&str; 11] = [
+    "q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m",
+    "iq4_nl", "iq4_xs",
+];
+
 impl Mix {
     /// The type of a matrix: what `llama-quantize` chooses.
     pub fn kind(&self, model: &Shape<'_>, matrix: &Matrix<'_>) -> &'static str {
@@ -228,11 +234,9 @@ impl Mix {
             (Class::Key | Class::Query, "iq3_xs") => Some("iq3_xxs"),
             (Class::Key | Class::Query, "iq3_xxs") => Some("iq2_s"),
             (Class::Gate | Class::Up, "iq3_xs") if at.in_middle() => Some("iq3_xxs"),
-            (Class::Output, name) if model.has_eight_experts() => match name {
-                "q2_k" | "q3_k_s" | "q3_k_m" | "q4_k_s" | "q4_k_m" | "iq3_xxs" | "iq3_xs"
-                | "iq3_s" | "iq3_m" | "iq4_nl" | "iq4_xs" => Some("q5_k"),
-                _ => None,
-            },
+            (Class::Output, name) if model.has_eight_experts() => {
+                RAISED_BESIDE_EIGHT.contains(&name).then_some("q5_k")
+            }
             (Class::Output, "q2_k") => Some("q3_k"),
             (Class::Output, "q3_k_m" | "iq3_m") => Some("q4_k"),
             (Class::Output, "q3_k_l") => Some("q5_k"),
