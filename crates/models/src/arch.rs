@@ -39,6 +39,8 @@ pub struct Gguf {
     pub norms_with_offset: bool,
     /// Queries, keys and values are one tensor; so are gate and up.
     pub fused: bool,
+    /// Whether llama.cpp makes the weights of the chosen experts sum to 1, where there are any.
+    pub normalised_experts: Option<bool>,
     /// Whether `attention.sliding_window` is written.
     pub window: WindowKey,
     /// `rope.scaling.original_context_length` is written even where nothing is stretched.
@@ -75,6 +77,7 @@ impl Gguf {
             interleaved_rope: false,
             norms_with_offset: false,
             fused: false,
+            normalised_experts: None,
             window: WindowKey::Never,
             original_context: false,
         }

@@ -172,6 +172,10 @@ impl Plan {
     }
 }
 
+fn expert(role: &Role) -> bool {
+    matches!(role, Role::Layer(_, part) if part.expert().is_some())
+}
+
 /// The layout that holds all formats of the result.
 fn layout(recipe: &Recipe, target: Target, tensors: &[Planned]) -> Result<Layout, Error> {
     if target == Target::Gguf {
@@ -301,6 +305,15 @@ impl Builder<'_> {
                 None => stored,
             };
             let input = Input::Stored(name.to_owned());
+            let stacked = roles.iter().filter(|role| expert(role)).count() > 1;
+            if stacked && !is_dense(format) {
+                return Err(Error::Unsupported {
+                    what: format!("quantizing `{name}`, which holds all experts of a layer"),
+                    instead: "no layout has a place for it: make a GGUF, or save the model with \
+                              save_pretrained, which writes the experts one by one"
+                        .to_owned(),
+                });
+            }
             let (name, kind) = (name.to_owned(), kind.unwrap_or(Kind::Vector));
             planned.push(Planned { name, shape, rows, cols, kind, roles, format, input });
         }

@@ -80,6 +80,29 @@ fn experts_that_were_hardly_hit_are_named_and_coded_the_same_at_any_thread_count
 }
 
 #[test]
+fn rejects_stacked_experts_where_no_layout_has_a_place_for_them() {
+    let source = golden("mixtral-fused");
+    let error = Case::new(&source, &recipe("int4_g32")).err().unwrap().to_string();
+    assert!(error.contains("experts.gate_up_proj") && error.contains("GGUF"), "{error}");
+    // As they are, or split up for llama.cpp.
+    assert!(Case::new(&source, &recipe("f16")).is_ok());
+    let case = Case::new(&source, &recipe("q8_0").into_gguf()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let made = out(&folder, &case.plan);
+    case.run(&made, 2, &Silent).unwrap();
+    let made = Checkpoint::open(&made).unwrap();
+    assert_eq!(made.shape("blk.0.ffn_gate_exps.weight").unwrap(), [3, 40, 32]);
+}
+
+#[test]
+fn what_gguf_has_no_place_for_is_said_before_it_is_written() {
+    let case = Case::new(&golden("qwen3-moe-mixed"), &recipe("f16").into_gguf()).unwrap();
+    let said = |what: &str| case.plan.notes.iter().any(|note| note.contains(what));
+    assert!(said("layers without experts"), "{:?}", case.plan.notes);
+    assert!(said("do not sum to 1"), "{:?}", case.plan.notes);
+}
+
+#[test]
 fn routers_keep_their_numbers() {
     let source = Checkpoint::open(&golden("mixtral")).unwrap();
     let case = Case::new(&golden("mixtral"), &recipe("q4_0").into_gguf()).unwrap();

@@ -31,6 +31,6 @@ impl Arch for Olmoe {
     }
 
     fn gguf(&self) -> Gguf {
-        Gguf::plain("olmoe")
+        Gguf { normalised_experts: Some(false), ..Gguf::plain("olmoe") }
     }
 }

@@ -27,7 +27,7 @@ impl Arch for Qwen2Moe {
     }
 
     fn gguf(&self) -> Gguf {
-        Gguf::plain("qwen2moe")
+        Gguf { normalised_experts: Some(false), ..Gguf::plain("qwen2moe") }
     }
 }
 

@@ -29,6 +29,6 @@ impl Arch for Qwen3Moe {
     }
 
     fn gguf(&self) -> Gguf {
-        Gguf::plain("qwen3moe")
+        Gguf { normalised_experts: Some(true), ..Gguf::plain("qwen3moe") }
     }
 }
