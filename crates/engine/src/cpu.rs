@@ -20,6 +20,8 @@ pub(crate) struct Cpu {
     precision: Precision,
     rounding: Rounding,
     scheme: Scheme,
+    /// Whether matrices are decoded to f32 as a whole.
+    pub(crate) expands: bool,
 }
 
 /// A matrix on the processor.
@@ -51,7 +53,7 @@ const HEAD_MULTIPLE: usize = 16;
 impl Cpu {
     pub(crate) fn new(threads: usize, precision: Precision, rounding: Rounding) -> Self {
         let pool = Arc::new(Pool::new(threads));
-        Self { pool, precision, rounding, scheme: Scheme::default() }
+        Self { pool, precision, rounding, scheme: Scheme::default(), expands: false }
     }
 
     /// The same with a scheme for the inputs of coded weights.
@@ -94,6 +96,7 @@ impl Backend for Cpu {
     fn weight(&self, blocks: Blocks, used: Use) -> Result<CpuWeight, Error> {
         Ok(match used {
             Use::Table => CpuWeight::Table(blocks),
+            _ if self.expands => CpuWeight::Matrix(Matrix::expanded(blocks, &self.pool)?),
             Use::Product | Use::TableAndProduct => {
                 let inputs = self.scheme.inputs(&blocks);
                 let matrix = Matrix::with(blocks, self.precision, &self.pool)?;

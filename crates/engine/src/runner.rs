@@ -7,9 +7,9 @@ use lathe_models::{Layer, Mlp, Part, Role, Spec, Weight};
 
 use crate::{
     Error, Rounding,
-    backend::{Backend, CacheShape, Use},
+    backend::{Backend, CacheShape, MatMul, Use},
     cpu::{Cpu, CpuCache, CpuWeight},
-    layer::{self, Buffers, Head, LOGIT_ROWS, Place, Positions, Steps},
+    layer::{self, Buffers, LOGIT_ROWS, Place, Positions, Steps},
     network::{Down, Loaded, MixerIn, MixerOut, MlpIn, MlpOut, Router},
     runner_experts::Carried,
 };
@@ -126,6 +126,14 @@ impl LayerRunner {
         let backend = Cpu::new(threads, Precision::Exact, Rounding::None);
         let buffers = Buffers::new(&backend, spec, room.tokens)?;
         Ok(Self { backend, spec: spec.clone(), room, buffers, cache: None })
+    }
+
+    /// The same with every matrix decoded to f32 as it is prepared: four bytes a weight, for
+    /// weights that are prepared once and then multiplied with thousands of tokens.
+    #[must_use]
+    pub fn expanded(mut self) -> Self {
+        self.backend.expands = true;
+        self
     }
 
     /// The working memory of [`LayerRunner::new`], weights not counted.
@@ -330,14 +338,15 @@ impl LayerRunner {
         output: &Output,
         sequences: &mut Sequences,
     ) -> Result<Vec<f32>, Error> {
-        self.check_room(&sequences.lengths)?;
-        let Self { backend, spec, buffers, .. } = self;
-        let head = Head { backend, spec, norm: &output.norm, weight: &output.head };
-        let mut logits = Vec::new();
         let tokens = sequences.tokens();
-        std::mem::swap(&mut buffers.x, &mut sequences.x);
-        head.logits(tokens, buffers, &mut logits);
-        std::mem::swap(&mut buffers.x, &mut sequences.x);
+        self.final_input(output, sequences)?;
+        let Self { backend, spec, buffers, .. } = self;
+        let mut logits = backend.buffer(tokens * spec.vocab)?;
+        let op = MatMul { tokens, weight: &output.head, bias: None };
+        backend.matmul(op, &buffers.normed, &mut logits);
+        if let Some(cap) = spec.logit_cap {
+            backend.soft_cap(cap, tokens * spec.vocab, &mut logits);
+        }
         Ok(logits)
     }
 

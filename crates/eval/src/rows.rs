@@ -1,5 +1,7 @@
 //! Arithmetic on one row of logits \[V\], in double precision throughout: plain loops over eight
-//! lanes, which compilers turn into vector code.
+//! lanes, which compilers turn into vector code, for whichever instruction set runs them.
+
+use lathe_simd::{Isa, Op};
 
 /// Logits this many nats below the largest of their row count as exactly this many below: the end of
 /// what a double can hold as a probability. It keeps the divergence finite where a model masks
@@ -21,29 +23,12 @@ pub(crate) struct Row {
 impl Row {
     /// `None` if the row holds NaN, +∞ or nothing but −∞.
     pub(crate) fn new(logits: &[f32]) -> Option<Self> {
-        Self::measure(logits, |max| {
-            let mut lanes = [0.0; LANES];
-            for chunk in logits.chunks(LANES) {
-                for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                    *lane += exp(f64::from(x) - max);
-                }
-            }
-            lanes.iter().sum()
-        })
+        Self::measure(logits, |max| lathe_simd::run(Sum { logits, max }))
     }
 
     /// As `new`, and writes exp(logit − max) of each logit, \[V\], for [`divergence`].
     pub(crate) fn weigh(logits: &[f32], weights: &mut [f64]) -> Option<Self> {
-        Self::measure(logits, |max| {
-            let mut lanes = [0.0; LANES];
-            for (chunk, out) in logits.chunks(LANES).zip(weights.chunks_mut(LANES)) {
-                for ((lane, &x), weight) in lanes.iter_mut().zip(chunk).zip(out) {
-                    *weight = exp(f64::from(x) - max);
-                    *lane += *weight;
-                }
-            }
-            lanes.iter().sum()
-        })
+        Self::measure(logits, |max| lathe_simd::run(Weigh { logits, max, weights }))
     }
 
     fn measure(logits: &[f32], sum: impl FnOnce(f64) -> f64) -> Option<Self> {
@@ -76,21 +61,115 @@ pub(crate) struct Weighed<'a> {
 /// small divergences keep their digits, and that of a row with itself is exactly 0. Rounding can
 /// leave about −1e-16, which is clamped to 0.
 pub(crate) fn divergence(p: Weighed<'_>, q: Weighed<'_>) -> f64 {
-    let (p_max, q_max) = (f64::from(p.row.max), f64::from(q.row.max));
-    let (p_scale, q_scale) = (1.0 / p.row.sum, 1.0 / q.row.sum);
-    let shift = q.row.log_sum - p.row.log_sum;
-    let logits = p.logits.chunks(LANES).zip(q.logits.chunks(LANES));
-    let weights = p.weights.chunks(LANES).zip(q.weights.chunks(LANES));
-    let mut lanes = [0.0; LANES];
-    for ((x, y), (a, b)) in logits.zip(weights) {
-        let values = x.iter().zip(y).zip(a.iter().zip(b));
-        for (lane, ((&x, &y), (&a, &b))) in lanes.iter_mut().zip(values) {
-            let ratio = deep(f64::from(x) - p_max) - deep(f64::from(y) - q_max) + shift;
-            let p = a * p_scale;
-            *lane += p * ratio - p + b * q_scale;
+    lathe_simd::run(Between { p, q })
+}
+
+/// Σ exp(logit − max)
+struct Sum<'a> {
+    logits: &'a [f32],
+    max: f64,
+}
+
+impl Op for Sum<'_> {
+    type Out = f64;
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> f64 {
+        let mut lanes = [0.0; LANES];
+        let (whole, rest) = self.logits.as_chunks::<LANES>();
+        for chunk in whole {
+            let terms = exp(chunk.map(|x| f64::from(x) - self.max));
+            for i in 0..LANES {
+                lanes[i] += terms[i];
+            }
         }
+        for (lane, &x) in lanes.iter_mut().zip(rest) {
+            *lane += exp([f64::from(x) - self.max])[0];
+        }
+        lanes.iter().sum()
     }
-    lanes.iter().sum::<f64>().max(0.0)
+}
+
+/// The same, with the terms.
+struct Weigh<'a> {
+    logits: &'a [f32],
+    max: f64,
+    weights: &'a mut [f64],
+}
+
+impl Op for Weigh<'_> {
+    type Out = f64;
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> f64 {
+        let mut lanes = [0.0; LANES];
+        let (whole, rest) = self.logits.as_chunks::<LANES>();
+        let (out, out_rest) = self.weights.as_chunks_mut::<LANES>();
+        for (chunk, out) in whole.iter().zip(out) {
+            *out = exp(chunk.map(|x| f64::from(x) - self.max));
+            for i in 0..LANES {
+                lanes[i] += out[i];
+            }
+        }
+        for ((lane, &x), out) in lanes.iter_mut().zip(rest).zip(out_rest) {
+            *out = exp([f64::from(x) - self.max])[0];
+            *lane += *out;
+        }
+        lanes.iter().sum()
+    }
+}
+
+/// What [`divergence`] says.
+struct Between<'a> {
+    p: Weighed<'a>,
+    q: Weighed<'a>,
+}
+
+impl Op for Between<'_> {
+    type Out = f64;
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> f64 {
+        let Self { p, q } = self;
+        let terms = Terms {
+            p_max: f64::from(p.row.max),
+            q_max: f64::from(q.row.max),
+            p_scale: 1.0 / p.row.sum,
+            q_scale: 1.0 / q.row.sum,
+            shift: q.row.log_sum - p.row.log_sum,
+        };
+        let mut lanes = [0.0; LANES];
+        let (x, x_rest) = p.logits.as_chunks::<LANES>();
+        let (y, y_rest) = q.logits.as_chunks::<LANES>();
+        let (a, a_rest) = p.weights.as_chunks::<LANES>();
+        let (b, b_rest) = q.weights.as_chunks::<LANES>();
+        for ((x, y), (a, b)) in x.iter().zip(y).zip(a.iter().zip(b)) {
+            for i in 0..LANES {
+                lanes[i] += terms.of((x[i], a[i]), (y[i], b[i]));
+            }
+        }
+        let rest = x_rest.iter().zip(a_rest).zip(y_rest.iter().zip(b_rest));
+        for (lane, ((x, a), (y, b))) in lanes.iter_mut().zip(rest) {
+            *lane += terms.of((*x, *a), (*y, *b));
+        }
+        lanes.iter().sum::<f64>().max(0.0)
+    }
+}
+
+/// What the terms of a divergence have in common.
+struct Terms {
+    p_max: f64,
+    q_max: f64,
+    p_scale: f64,
+    q_scale: f64,
+    shift: f64,
+}
+
+impl Terms {
+    /// The term of one token, of whose logit and weight in both rows.
+    #[inline(always)]
+    fn of(&self, (x, a): (f32, f64), (y, b): (f32, f64)) -> f64 {
+        let ratio = deep(f64::from(x) - self.p_max) - deep(f64::from(y) - self.q_max) + self.shift;
+        let p = a * self.p_scale;
+        p * ratio - p + b * self.q_scale
+    }
 }
 
 fn maximum(row: &[f32]) -> f32 {
@@ -111,13 +190,13 @@ fn deep(x: f64) -> f64 {
     if x < DEEPEST { DEEPEST } else { x }
 }
 
-/// e^x for x ≤ 0 (and a little above), to about one unit in the last place; x below −708 gives
-/// e^−708.
+/// e^x of several x ≤ 0 (and a little above), to about one unit in the last place; x below −708
+/// gives e^−708.
 ///
 /// x = k ln 2 + r with |r| ≤ ln 2 / 2; e^r is its Taylor polynomial of degree 13, whose remainder is
 /// below 5e-18, and 2^k goes straight into the exponent's bits.
 #[inline(always)]
-fn exp(x: f64) -> f64 {
+fn exp<const N: usize>(x: [f64; N]) -> [f64; N] {
     /// Adding it leaves the nearest integer in the low bits of the sum.
     const ROUND: f64 = 6_755_399_441_055_744.0;
     /// ln 2 in two parts, the first with zeros at its end so that k times it is exact.
@@ -132,18 +211,27 @@ fn exp(x: f64) -> f64 {
         }
         c
     };
-    // Log-probabilities reach DEEPEST minus ln V, still within a normal double's range after this.
-    let x = deep(x);
-    let shifted = x * std::f64::consts::LOG2_E + ROUND;
-    let k = shifted - ROUND;
-    let r = (x - k * LN_2_HIGH) - k * LN_2_LOW;
-    let mut e = INVERSE_FACTORIALS[13];
-    let mut i = 13;
-    while i > 0 {
-        i -= 1;
-        e = e * r + INVERSE_FACTORIALS[i];
+    let (mut r, mut scale) = ([0.0; N], [0.0; N]);
+    for i in 0..N {
+        // Log-probabilities reach DEEPEST minus ln V, still within a normal double's range after
+        // this.
+        let x = deep(x[i]);
+        let shifted = x * std::f64::consts::LOG2_E + ROUND;
+        let k = shifted - ROUND;
+        r[i] = (x - k * LN_2_HIGH) - k * LN_2_LOW;
+        scale[i] = f64::from_bits((shifted.to_bits() << 52).wrapping_add(1.0_f64.to_bits()));
     }
-    e * f64::from_bits((shifted.to_bits() << 52).wrapping_add(1.0_f64.to_bits()))
+    // Step by step for all of them: a chain of its own for each would wait for itself.
+    let mut e = [INVERSE_FACTORIALS[13]; N];
+    for factor in INVERSE_FACTORIALS[..13].iter().rev() {
+        for i in 0..N {
+            e[i] = e[i] * r[i] + factor;
+        }
+    }
+    for i in 0..N {
+        e[i] *= scale[i];
+    }
+    e
 }
 
 #[cfg(test)]
@@ -174,12 +262,12 @@ mod tests {
     fn exp_agrees_with_the_standard_library() {
         for i in 0..70_000 {
             let x = -f64::from(i) * 0.010_1;
-            let error = (exp(x) / x.exp() - 1.0).abs();
+            let error = (exp([x])[0] / x.exp() - 1.0).abs();
             assert!(error < 4e-16, "{x}: {error:e}");
         }
-        assert_eq!(exp(0.0), 1.0);
-        assert!(exp(f64::NAN).is_nan());
-        assert!(exp(f64::NEG_INFINITY) < 1e-300);
+        assert_eq!(exp([0.0]), [1.0]);
+        assert!(exp([f64::NAN])[0].is_nan());
+        assert!(exp([f64::NEG_INFINITY])[0] < 1e-300);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod attention;
 mod dense;
 mod error;
+mod floats;
 mod gate;
 mod gram;
 mod inputs;

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use lathe_formats::{AnyFormat, Blocks};
 
-use crate::{Error, Inputs, Pool, dense, panels::Panels};
+use crate::{Error, Inputs, Pool, dense, floats::Floats, panels::Panels};
 
 /// The arithmetic of a product with coded weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -36,6 +36,8 @@ enum Store {
     Rows(Blocks),
     /// Repacked.
     Panels(Panels),
+    /// Decoded to f32.
+    Floats(Floats),
 }
 
 impl Matrix {
@@ -59,6 +61,18 @@ impl Matrix {
             None => Store::Rows(blocks),
         };
         Ok(Self { rows, cols, format, precision, inputs: Inputs::Own, store, order })
+    }
+
+    /// Takes weights in any format and decodes them to f32 as a whole: four bytes a weight, for
+    /// what is multiplied with many tokens again and again. Products are exact.
+    ///
+    /// **Errors**: not enough memory.
+    pub fn expanded(blocks: Blocks, pool: &Pool) -> Result<Self, Error> {
+        let (rows, cols, format) = (blocks.rows, blocks.cols, blocks.format);
+        let order = blocks.order.clone();
+        let store = Store::Floats(Floats::new(pool, &Blocks { order: None, ..blocks })?);
+        let (precision, inputs) = (Precision::Exact, Inputs::Own);
+        Ok(Self { rows, cols, format, precision, inputs, store, order })
     }
 
     /// Whether it reads the bytes that it was made from, as opposed to a repacked copy.
@@ -105,12 +119,13 @@ impl Matrix {
         match &self.store {
             Store::Rows(blocks) => blocks.bytes(),
             Store::Panels(panels) => panels.bytes(),
+            Store::Floats(floats) => floats.bytes(),
         }
     }
 
     /// Whether the weights are a copy of their own, so that what they came from can be let go.
     pub fn is_repacked(&self) -> bool {
-        matches!(self.store, Store::Panels(_))
+        !self.reads_source()
     }
 
     /// Writes the weights of one row to `out`, which has `cols` places: an embedding's look-up.
@@ -128,6 +143,7 @@ impl Matrix {
         match &self.store {
             Store::Rows(blocks) => blocks.decode_row(row, out),
             Store::Panels(panels) => panels.decode_row(row, out),
+            Store::Floats(floats) => floats.decode_row(row, out),
         }
     }
 
@@ -140,6 +156,7 @@ impl Matrix {
         match &self.store {
             Store::Rows(blocks) => dense::matmul(pool, x, t, blocks, out),
             Store::Panels(panels) => panels.matmul(pool, x, t, self.precision, out),
+            Store::Floats(floats) => floats.matmul(pool, x, t, out),
         }
     }
 
@@ -156,6 +173,7 @@ impl Matrix {
                 panels.matmul(pool, &rounded.whole(self.cols), t, Precision::Exact, out);
             }
             Store::Rows(blocks) => dense::matmul(pool, &rounded.whole(self.cols), t, blocks, out),
+            Store::Floats(floats) => floats.matmul(pool, &rounded.whole(self.cols), t, out),
         }
     }
 }

@@ -10,7 +10,7 @@ use lathe_engine::{LayerRunner, Room};
 use lathe_files::{Checkpoint, gguf::Metadata};
 use lathe_models::{Model, Weight};
 use lathe_quantizers::{
-    About, Error, Job, Plan, Quantizer, Recipe, Search, Stored, Target,
+    About, Error, Gptq, Job, Needs, Plan, Quantizer, Recipe, Search, Stored, Target,
     mix::{Budget, Effort, Fit, Fitted, fit},
 };
 
@@ -51,6 +51,8 @@ fn run(
         formats: &[],
         texts: &texts(),
         effort: Some(EFFORT),
+        recoder: (quantizer.needs() == Needs::Hessian).then_some(quantizer),
+        max_memory: None,
         // Runs on one source share what they measure.
         journal: &out.with_file_name("measured"),
     };
@@ -144,6 +146,34 @@ fn what_is_found_is_better_than_one_format_for_all() {
     let formats: std::collections::BTreeSet<_> =
         found.plan.tensors.iter().map(|t| t.format.name()).collect();
     assert!(formats.len() > 2, "{formats:?}");
+}
+
+#[test]
+fn codes_made_anew_belong_to_the_same_weights_and_a_second_run_makes_the_same_file() {
+    let source = Source::new(false);
+    let folder = tempfile::tempdir().unwrap();
+    let base = logits(&source.path());
+    let gptq = Gptq::default();
+    let mut files = Vec::new();
+    for (bits, threads) in [(5.0, 2), (5.0, 1), (6.5, 2)] {
+        let out = folder.path().join("out.gguf");
+        let budget = Budget::Bits(bits);
+        let found = run(&source.path(), &recipe("q4_0"), budget, &out, &gptq, threads).unwrap();
+        let recoded = found.recoded.unwrap();
+        let plain = found.found.measured;
+        assert_eq!(found.divergence.mean, recoded.mean.min(plain.mean));
+        let ratio = recoded.mean / plain.mean;
+        assert!((ratio - 1.0).abs() > 1e-6, "other codes are tried");
+        assert!((0.5..2.0).contains(&ratio), "rows are where they belong: {recoded:?} {plain:?}");
+        let measured = divergence(&base, &logits(&out));
+        let said = found.divergence.mean;
+        assert!((measured - said).abs() <= 1e-3 * said, "{bits}: {measured} {said}");
+        files.push(fs::read(&out).unwrap());
+        fs::remove_file(&out).unwrap();
+        let left = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["measured"], "nothing else is left behind");
+    }
+    assert!(files[0] == files[1] && files[0] != files[2]);
 }
 
 #[test]

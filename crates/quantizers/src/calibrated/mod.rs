@@ -24,6 +24,7 @@ use crate::{
     made::Made,
 };
 
+pub(crate) use collect::Collector;
 pub use estimate::Estimate;
 pub(crate) use imatrix::unreadable;
 pub use imatrix::{Measured, measure_importance};

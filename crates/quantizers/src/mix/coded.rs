@@ -3,7 +3,7 @@ use std::{
     thread,
 };
 
-use lathe_formats::{AnyFormat, Blocks};
+use lathe_formats::{AnyFormat, Blocks, Rows};
 use lathe_models::{Inputs, Role};
 
 use super::model::Subject;
@@ -25,7 +25,10 @@ pub(super) struct Coder<'a> {
 }
 
 /// Bytes of codes that are remembered.
-const MOST_CODES: usize = 1 << 30;
+pub(super) const MOST_CODES: usize = 1 << 30;
+/// Rows that stand for a matrix of more than twice as many: they are coded each by itself, and
+/// what formats lose is compared on the same.
+const SAMPLED_ROWS: usize = 256;
 
 /// What coding did to the outputs of a matrix, in the units of Σ (W·x)².
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,6 +78,22 @@ impl<'a> Coder<'a> {
         }
     }
 
+    fn encode(
+        &self,
+        role: Role,
+        weights: &dyn Rows,
+        format: &'static dyn AnyFormat,
+    ) -> Result<Blocks, Error> {
+        let (stats, threads) = (self.stats(role), self.subject.threads);
+        let quantizer = self.quantizer(stats, format);
+        let coded = quantizer.quantize(weights, stats, format, threads);
+        let name = |error| match error {
+            Error::Format(source) => Error::Encode { tensor: role.to_string(), source },
+            other => other,
+        };
+        Ok(coded.map_err(name)?.blocks)
+    }
+
     /// The codes of a weight in a format.
     pub(super) fn code(
         &mut self,
@@ -85,15 +104,7 @@ impl<'a> Coder<'a> {
         if let Some(blocks) = self.codes.get(&key) {
             return Ok(blocks.clone());
         }
-        let weights = self.subject.weights.matrix(role)?;
-        let (stats, threads) = (self.stats(role), self.subject.threads);
-        let quantizer = self.quantizer(stats, format);
-        let coded = quantizer.quantize(&weights, stats, format, threads);
-        let name = |error| match error {
-            Error::Format(source) => Error::Encode { tensor: role.to_string(), source },
-            other => other,
-        };
-        let blocks = coded.map_err(name)?.blocks;
+        let blocks = self.encode(role, &*self.subject.weights.rows(role)?, format)?;
         self.held += blocks.bytes();
         self.codes.insert(key, blocks.clone());
         self.order.push_back(key);
@@ -104,26 +115,41 @@ impl<'a> Coder<'a> {
         Ok(blocks)
     }
 
-    /// What coding a weight does to its outputs.
+    /// What coding a weight does to its outputs, by some of its rows where there are many.
     pub(super) fn loss(
         &mut self,
         role: Role,
         format: &'static dyn AnyFormat,
     ) -> Result<Loss, Error> {
-        let coded = self.code(role, format)?;
-        let weights = self.subject.weights.matrix(role)?;
+        let mut change = self.sample(role)?;
         let threads = self.subject.threads;
         let power = match self.powers.get(&role) {
             Some(power) => *power,
             None => {
-                let power = energy(&Dense::decode(&weights), self.stats(role), threads);
+                let power = energy(&change, self.stats(role), threads);
                 self.powers.insert(role, power);
                 power
             }
         };
-        let (mut change, before) = (Dense::decode(&coded), weights.decode());
-        change.data.iter_mut().zip(&before).for_each(|(after, before)| *after -= before);
+        let (rows, _) = self.subject.weights.rows(role)?.shape();
+        let coded = match change.rows == rows {
+            true => self.code(role, format)?,
+            false => self.encode(role, &change, format)?,
+        };
+        change.data.iter_mut().zip(coded.decode()).for_each(|(before, after)| *before -= after);
         Ok(Loss { error: energy(&change, self.stats(role), threads), power })
+    }
+
+    /// A weight's rows, evenly spread ones if there are many.
+    fn sample(&self, role: Role) -> Result<Dense, Error> {
+        let weights = self.subject.weights.rows(role)?;
+        let (rows, cols) = weights.shape();
+        let taken = if rows > 2 * SAMPLED_ROWS { SAMPLED_ROWS } else { rows };
+        let mut data = vec![0.0; taken * cols];
+        for (i, row) in data.chunks_exact_mut(cols.max(1)).enumerate() {
+            weights.read(i * rows / taken, row);
+        }
+        Ok(Dense { rows: taken, cols, data })
     }
 }
 

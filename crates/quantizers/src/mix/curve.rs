@@ -19,7 +19,8 @@ impl Curve {
 
     /// The divergence that an option alone leads to.
     ///
-    /// Between two measurements it is a power of the error, beyond them proportional to it.
+    /// It is a power of the error, the same beyond the measurements as between them; proportional
+    /// to it where there is one measurement.
     pub(super) fn cost(&self, option: usize) -> f64 {
         if let Some(measured) = self.measured[option] {
             return measured;
@@ -33,7 +34,7 @@ impl Curve {
                 let share = (error / low).ln() / (high / low).ln();
                 a * (b / a).powf(share)
             }
-            (_, Some((e, d))) | (Some((e, d)), None) => d * error / e,
+            (_, Some((e, d))) | (Some((e, d)), None) => d * (error / e).powf(power(&points)),
             (None, None) => f64::INFINITY,
         }
     }
@@ -69,14 +70,15 @@ impl Curve {
         if cost.is_finite() { cost } else { self.errors[option] }
     }
 
-    /// The `count` options to measure: efficient ones, evenly spread but for the ends.
-    pub(super) fn anchors(&self, bytes: &[u64], count: usize) -> Vec<usize> {
-        let efficient = self.efficient(bytes);
-        if count >= efficient.len() {
-            return efficient;
-        }
-        let last = efficient.len() - 1;
-        (0..count).map(|i| efficient[(2 * i + 1) * last / (2 * count)]).collect()
+    /// The `count` options to measure: efficient ones, those around `usual` bytes.
+    pub(super) fn anchors(&self, bytes: &[u64], usual: u64, count: usize) -> Vec<usize> {
+        let mut efficient = self.efficient(bytes);
+        let above = efficient.partition_point(|option| bytes[*option] < usual);
+        let first = above.saturating_sub(count.div_ceil(2));
+        let first = first.min(efficient.len().saturating_sub(count));
+        efficient.drain(..first);
+        efficient.truncate(count);
+        efficient
     }
 
     /// The efficient options on both sides of one.
@@ -106,6 +108,13 @@ impl Curve {
     }
 }
 
+/// The power of the error that measured divergences grow with, as far as it is likely.
+fn power(points: &[(f64, f64)]) -> f64 {
+    let (Some((e, d)), Some((f, g))) = (points.first(), points.last()) else { return 1.0 };
+    let power = (g / d).ln() / (f / e).ln();
+    if power.is_finite() { power.clamp(0.5, 1.5) } else { 1.0 }
+}
+
 /// The power of the error that divergence grows with: the median over the curves of the slope
 /// between their outermost measurements, in logarithms.
 pub(super) fn exponent(curves: &[Curve]) -> Option<f64> {
@@ -117,4 +126,22 @@ pub(super) fn exponent(curves: &[Curve]) -> Option<f64> {
     let mut all: Vec<f64> = curves.iter().filter_map(of).collect();
     all.sort_by(f64::total_cmp);
     all.get(all.len() / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_measured_lies_around_the_usual_size() {
+        let curve = Curve::new(vec![8.0, 4.0, 5.0, 2.0, 1.0]);
+        // The third is beaten by the second, which is smaller.
+        let bytes = [10, 20, 30, 40, 50];
+        assert_eq!(curve.anchors(&bytes, 45, 2), [3, 4]);
+        assert_eq!(curve.anchors(&bytes, 40, 2), [1, 3]);
+        assert_eq!(curve.anchors(&bytes, 5, 2), [0, 1]);
+        assert_eq!(curve.anchors(&bytes, 99, 2), [3, 4]);
+        assert_eq!(curve.anchors(&bytes, 40, 1), [1]);
+        assert_eq!(curve.anchors(&bytes, 40, usize::MAX), [0, 1, 3, 4]);
+    }
 }

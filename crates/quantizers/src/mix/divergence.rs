@@ -3,31 +3,41 @@ use std::thread;
 use super::probe::Divergence;
 use crate::Error;
 
-/// The original's logits, as far as there is room for them.
+/// The original's logits, where there is room for them.
 pub(super) struct Reference {
     vocab: usize,
-    /// By group; empty where they are computed anew each time.
+    keeps: bool,
+    /// By group of texts.
     logits: Vec<Vec<f32>>,
-    room: usize,
 }
 
 /// Logits that are kept: 256 MiB.
-const MOST_LOGITS: usize = 64 << 20;
+pub(super) const MOST_LOGITS: usize = 64 << 20;
 
 impl Reference {
-    pub(super) fn new(texts: &[Vec<u32>], vocab: usize) -> Self {
-        let tokens: usize = texts.iter().map(Vec::len).sum();
-        let fits = tokens.saturating_mul(vocab) <= MOST_LOGITS;
-        Self { vocab, logits: Vec::new(), room: if fits { MOST_LOGITS } else { 0 } }
+    pub(super) fn new(tokens: usize, vocab: usize) -> Self {
+        let keeps = tokens.saturating_mul(vocab) <= MOST_LOGITS;
+        Self { vocab, keeps, logits: Vec::new() }
     }
 
-    pub(super) fn keep(&mut self, group: usize, logits: Vec<f32>) {
-        debug_assert_eq!(group, self.logits.len());
-        self.logits.push(if self.room > 0 { logits } else { Vec::new() });
+    pub(super) fn vocab(&self) -> usize {
+        self.vocab
     }
 
-    pub(super) fn kept(&self, group: usize) -> Option<&[f32]> {
-        self.logits.get(group).map(Vec::as_slice).filter(|logits| !logits.is_empty())
+    /// Whether logits need not be computed anew each time.
+    pub(super) fn is_kept(&self) -> bool {
+        self.keeps
+    }
+
+    /// Takes the logits of the next group, if they are kept.
+    pub(super) fn keep(&mut self, logits: Vec<f32>) {
+        if self.keeps {
+            self.logits.push(logits);
+        }
+    }
+
+    pub(super) fn kept(&self, group: usize) -> &[f32] {
+        self.logits.get(group).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -39,16 +49,15 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Adds the texts of a group, whose logits `base` and `other` are `[T, V]`.
+    /// Adds the texts of a group, whose logits before and after are `[T, V]`.
     pub(super) fn add(
         &mut self,
-        reference: &Reference,
-        base: &[f32],
-        other: &[f32],
+        vocab: usize,
+        (base, other): (&[f32], &[f32]),
         lengths: &[usize],
         threads: usize,
     ) -> Result<(), Error> {
-        let rows = rows(base, other, reference.vocab, threads);
+        let rows = rows(base, other, vocab, threads);
         let mut at = 0;
         for length in lengths {
             let mut sum = 0.0;

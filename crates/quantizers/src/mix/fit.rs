@@ -6,15 +6,18 @@ use lathe_models::{Role, gguf::Source};
 use sha2::{Digest, Sha256};
 
 use super::{
+    cost::{self, Memory},
     items::items,
     journal::Remembered,
     model::{ModelProbe, Subject},
-    probe::Item,
+    probe::{Divergence, Item},
+    recode::recode,
     search::{Effort, Found, search},
+    texts::Texts,
 };
 use crate::{
-    Error, Input, Job, Overrides, Plan, Planned, Recipe, Summary, fingerprint::fingerprint,
-    fingerprint::hex, made::Made,
+    Error, Input, Job, Overrides, Plan, Planned, Quantizer, Recipe, Summary,
+    fingerprint::fingerprint, fingerprint::hex, made::Made,
 };
 
 /// How large the result may be.
@@ -42,6 +45,11 @@ pub struct Fit<'a> {
     pub texts: &'a [Vec<u32>],
     /// How much is measured; by the size of the work where it is not said.
     pub effort: Option<Effort>,
+    /// What makes the codes anew, layer by layer, once formats are found; the file has them where
+    /// they are better when measured.
+    pub recoder: Option<&'a dyn Quantizer>,
+    /// Memory that is not to be exceeded.
+    pub max_memory: Option<Bytes>,
     /// Where measurements are kept.
     pub journal: &'a Path,
 }
@@ -57,13 +65,18 @@ pub struct Fitted {
     pub length: Bytes,
     /// Measurements made; the others were known from an earlier run.
     pub measured: usize,
+    /// The divergence of the file.
+    pub divergence: Divergence,
+    /// The divergence with the codes made anew, where that was tried.
+    pub recoded: Option<Divergence>,
     pub summary: Summary,
 }
 
-/// Multiply-adds of all measurements together, below which everything is measured.
-const EVERYTHING: u64 = 20_000_000_000_000;
-/// Below this, two formats of each matrix are.
-const TWO_EACH: u64 = 400_000_000_000_000;
+/// Multiply-adds of one run of the model, times its matrices: below this, what is around the result
+/// is measured in several rounds,
+const SEVERAL_ROUNDS: u64 = 2_000_000_000_000;
+/// and below this in one, and two formats of each matrix alone.
+const TWO_EACH: u64 = 200_000_000_000_000;
 
 /// Chooses formats, makes the file with the very codes that were measured, and says what was found.
 ///
@@ -83,13 +96,19 @@ pub fn fit(request: &Fit<'_>, progress: &dyn Progress) -> Result<Fitted, Error> 
         });
     }
     let weights = job.weights;
-    let (texts, quantizer, threads) = (request.texts, job.quantizer, job.threads);
-    let subject = Subject { weights, items: &items, texts, quantizer, threads };
-    let mut probe = ModelProbe::new(subject, progress)?;
-    let mark = mark(job, texts);
-    let effort = request.effort.unwrap_or_else(|| usual_effort(&items, texts, weights.spec()));
-    // What is fixed depends a little on what is chosen: headers of folders name offsets.
+    let texts = Texts::divide(request.texts, weights.spec());
+    let (quantizer, threads) = (job.quantizer, job.threads);
+    let subject = Subject { weights, items: &items, texts: &texts, quantizer, threads };
+    let mark = mark(job, request.texts);
+    let effort =
+        request.effort.unwrap_or_else(|| usual_effort(&items, &texts.measured, weights.spec()));
     let mut room = request.room(&items)?;
+    let memory = Memory::new(&subject, room);
+    memory.check(request.max_memory)?;
+    progress.note(&memory.words());
+    let mut probe = ModelProbe::new(subject, progress)?;
+    progress.note(&cost::words(&subject, effort, probe.pass()));
+    // What is fixed depends a little on what is chosen: headers of folders name offsets.
     loop {
         let mut known = Remembered::open(request.journal, &mark, &items, &mut probe)?;
         let found = search(&items, room, effort, &mut known, progress)?;
@@ -104,13 +123,57 @@ pub fn fit(request: &Fit<'_>, progress: &dyn Progress) -> Result<Fitted, Error> 
             room = room.checked_sub(over).ok_or(Error::Budget { budget: 0, least: over })?;
             continue;
         }
-        let summary = write(&made, &mark, &mut probe, progress)?;
+        let Recoded { codes, recoded } =
+            request.recoded(&plan, &found, (&items, &texts), &mut probe, progress)?;
+        let divergence = recoded.filter(|_| codes.is_some()).unwrap_or(found.measured);
+        let mark = if codes.is_some() { format!("{mark} recoded") } else { mark };
+        let mut code = |role, format| match codes.as_ref().and_then(|codes| codes.get(&role)) {
+            Some(blocks) => Ok(blocks.clone()),
+            None => probe.code(role, format),
+        };
+        let summary = write(&made, &mark, &mut code, progress)?;
         let summary = Summary { took: start.elapsed().into(), ..summary };
-        return Ok(Fitted { plan, items, found, length, measured, summary });
+        return Ok(Fitted { plan, items, found, length, measured, divergence, recoded, summary });
     }
 }
 
+/// What came of making codes anew.
+struct Recoded {
+    /// If they are better.
+    codes: Option<BTreeMap<Role, Blocks>>,
+    recoded: Option<Divergence>,
+}
+
 impl Fit<'_> {
+    /// Makes the codes anew and measures them.
+    fn recoded(
+        &self,
+        plan: &Plan,
+        found: &Found,
+        (items, texts): (&[Item], &Texts),
+        probe: &mut ModelProbe<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Recoded, Error> {
+        let Some(quantizer) = self.recoder else {
+            return Ok(Recoded { codes: None, recoded: None });
+        };
+        let mut codes = recode(self, quantizer, plan, &texts.fitted, progress)?;
+        let chosen = items.iter().zip(&found.state);
+        let roles = chosen.flat_map(|(i, o)| i.roles.iter().map(|r| (*r, i.options[*o].format)));
+        let mut all = BTreeMap::new();
+        for (role, format) in roles {
+            // What is outside of the layers stays.
+            let blocks = match codes.remove(&role) {
+                Some(blocks) => blocks,
+                None => probe.code(role, format)?,
+            };
+            all.insert(role, blocks);
+        }
+        let recoded = probe.recoded(&all)?;
+        let better = recoded.mean < found.measured.mean;
+        Ok(Recoded { codes: better.then_some(all), recoded: Some(recoded) })
+    }
+
     /// Bytes for the items.
     fn room(&self, items: &[Item]) -> Result<u64, Error> {
         let free: BTreeMap<&str, ()> =
@@ -164,14 +227,11 @@ fn most_used(plan: &Plan) -> &'static dyn AnyFormat {
 /// As much as is measured in minutes.
 fn usual_effort(items: &[Item], texts: &[Vec<u32>], spec: &lathe_models::Spec) -> Effort {
     let tokens: usize = texts.iter().map(Vec::len).sum();
-    let one = tokens as u64 * spec.parameters();
-    let options: usize = items.iter().map(|item| item.options.len()).sum();
-    if one.saturating_mul(options as u64) <= EVERYTHING {
-        Effort { anchors: usize::MAX, rounds: 6 }
-    } else if one.saturating_mul(2 * items.len() as u64) <= TWO_EACH {
-        Effort { anchors: 2, rounds: 1 }
-    } else {
-        Effort { anchors: 1, rounds: 0 }
+    let all = (tokens as u64 * spec.parameters()).saturating_mul(items.len() as u64);
+    match all {
+        0..SEVERAL_ROUNDS => Effort { anchors: 2, rounds: 2 },
+        SEVERAL_ROUNDS..TWO_EACH => Effort { anchors: 2, rounds: 1 },
+        _ => Effort { anchors: 1, rounds: 0 },
     }
 }
 
@@ -186,11 +246,14 @@ fn mark(job: &Job<'_>, texts: &[Vec<u32>]) -> String {
     hex(&hash.finalize())
 }
 
-/// Writes the job's file with the codes that the probe measured.
+/// Where codes come from.
+type Codes<'a> = dyn FnMut(Role, &'static dyn AnyFormat) -> Result<Blocks, Error> + 'a;
+
+/// Writes the job's file with the codes that were measured.
 fn write(
     job: &Job<'_>,
     mark: &str,
-    probe: &mut ModelProbe<'_>,
+    code: &mut Codes<'_>,
     progress: &dyn Progress,
 ) -> Result<Summary, Error> {
     let mut writer = job.writer(mark, Made::of(job))?;
@@ -203,7 +266,7 @@ fn write(
         at += planned.bytes().0;
         let coded = match i < resumed || crate::recipe::is_dense(planned.format) {
             true => None,
-            false => measured(planned, probe)?,
+            false => measured(planned, code)?,
         };
         tensors.push(match coded {
             _ if i < resumed => planned.done(None),
@@ -221,18 +284,18 @@ fn write(
 
 /// The codes of a planned tensor as they were measured, its parts one after the other and its rows
 /// in the order of the file; `None` where they cannot be put together like that.
-fn measured(planned: &Planned, probe: &mut ModelProbe<'_>) -> Result<Option<Blocks>, Error> {
+fn measured(planned: &Planned, code: &mut Codes<'_>) -> Result<Option<Blocks>, Error> {
     let mut parts = Vec::new();
     match &planned.input {
         Input::Gguf(Source::Weights(weights)) => {
             for (located, edit) in weights {
-                let coded = probe.code(located.weight.role, planned.format)?;
+                let coded = code(located.weight.role, planned.format)?;
                 let Some(blocks) = edit.reorder(&coded) else { return Ok(None) };
                 parts.push(blocks);
             }
         }
         Input::Stored(_) => match planned.roles.as_slice() {
-            [role] => parts.push(probe.code(*role, planned.format)?),
+            [role] => parts.push(code(*role, planned.format)?),
             _ => return Ok(None),
         },
         Input::Gguf(Source::Values(_)) => return Ok(None),

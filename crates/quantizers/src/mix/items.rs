@@ -22,20 +22,16 @@ const FOLDER: Layout = Layout::CompressedTensors;
 ///
 /// `formats` narrows the choice.
 pub fn items(plan: &Plan, formats: &[&'static dyn AnyFormat]) -> Vec<Item> {
-    let formats: Vec<_> = match formats {
-        [] => FORMATS.iter().copied().filter(|format| usual(plan.target, *format)).collect(),
-        some => some.to_vec(),
-    };
     let mut items: Vec<Item> = Vec::new();
     let mut shared: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     for planned in plan.tensors.iter().filter(|planned| free(plan.target, planned)) {
-        let options: Vec<Candidate> = formats
-            .iter()
-            .filter(|format| format.check(planned.cols).is_ok())
-            .map(|format| Candidate {
-                format: *format,
-                bytes: bytes(plan.target, planned, *format),
-            })
+        let formats = match formats {
+            [] => usual(plan.target, planned.cols),
+            some => some.to_vec(),
+        };
+        let fitting = formats.into_iter().filter(|format| format.check(planned.cols).is_ok());
+        let options: Vec<Candidate> = fitting
+            .map(|format| Candidate { format, bytes: bytes(plan.target, planned, format) })
             .collect();
         let at = match partner(plan.target, planned).map(|key| shared.entry(key)) {
             None => items.len(),
@@ -62,8 +58,20 @@ pub fn items(plan: &Plan, formats: &[&'static dyn AnyFormat]) -> Vec<Item> {
     items
 }
 
-/// Whether a format is tried where no others are named.
-fn usual(target: Target, format: &dyn AnyFormat) -> bool {
+/// The formats that are tried where no others are named.
+fn usual(target: Target, cols: usize) -> Vec<&'static dyn AnyFormat> {
+    let formats = FORMATS.iter().copied().filter(|format| suits(target, *format));
+    let fitting: Vec<_> = formats.filter(|format| format.check(cols).is_ok()).collect();
+    let superblocks = fitting.iter().any(|format| format.name() == "q4_k");
+    let beaten =
+        |format: &&dyn AnyFormat| superblocks && BEATEN.contains(&AnyFormat::name(*format));
+    fitting.iter().copied().filter(|format| !beaten(format)).collect()
+}
+
+/// For rows that fit superblocks others of the same size or smaller lose less than these.
+const BEATEN: [&str; 4] = ["q4_0", "q4_1", "q5_0", "q5_1"];
+
+fn suits(target: Target, format: &dyn AnyFormat) -> bool {
     let name = format.name();
     match target {
         // 8-bit types that hold activations, and types that say nothing that others do not.

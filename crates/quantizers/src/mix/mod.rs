@@ -4,6 +4,7 @@
 mod allocate;
 mod assignment;
 mod coded;
+mod cost;
 mod curve;
 mod divergence;
 mod fit;
@@ -11,10 +12,13 @@ mod items;
 mod journal;
 mod llama;
 mod model;
+mod paths;
+mod prepared;
 mod probe;
+mod recode;
 mod rules;
 mod search;
-mod tally;
+mod texts;
 
 pub use allocate::{Allocation, Choice, allocate};
 pub use assignment::Assignment;
@@ -27,3 +31,4 @@ pub use probe::{Candidate, Divergence, Item, Probe};
 pub(crate) use rules::Applied;
 pub use rules::{Overrides, Rule};
 pub use search::{Effort, Found, Round, Sensitivity, search};
+pub use texts::Texts;

@@ -1,87 +1,84 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
-use lathe_base::Progress;
-use lathe_engine::{Entry, Fed, LayerRunner, Linears, Output, Room, Sequences};
-use lathe_formats::{AnyFormat, Blocks, by_name};
-use lathe_models::{Inputs, Layer, Role, Weight};
+use lathe_base::{Progress, Seconds};
+use lathe_engine::{Fed, LayerRunner, Room, Sequences};
+use lathe_formats::{AnyFormat, Blocks};
+use lathe_models::{Inputs, Role, Spec};
 
 use super::{
     coded::{Coder, Of},
     divergence::{Reference, Sums},
+    paths::{Grain, Path},
+    prepared::{Edit, Edits, Prepared, marks},
     probe::{Divergence, Item, Probe},
-    tally::Tally,
+    texts::Texts,
 };
-use crate::{Error, Needs, Quantizer, Weights};
+use crate::{Error, Needs, Quantizer, Stats, Weights, calibrated::Collector};
 
 /// A model, the tokens to measure it on, and how its weights are coded.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     pub weights: &'a dyn Weights,
     pub items: &'a [Item],
-    /// Texts as tokens; each is run from its beginning.
-    pub texts: &'a [Vec<u32>],
+    /// As tokens; each text is run from its beginning.
+    pub texts: &'a Texts,
     pub quantizer: &'a dyn Quantizer,
     pub threads: usize,
 }
 
-/// Measures a model in Lathe's own engine, layer by layer in f32.
+/// Measures a model in Lathe's own engine, stage by stage in f32.
 ///
-/// What enters each layer is kept of the original, so that a change is computed from its layer on.
-/// Weights are coded once for each format, with the original's inputs for statistics.
+/// What enters the stages is kept of the original and of the latest model that was measured, so
+/// that a change is computed from its stage on. Weights are coded once for each format, with the
+/// original's inputs for statistics.
 pub struct ModelProbe<'a> {
     subject: Subject<'a>,
     runner: LayerRunner,
-    /// Texts that are run together.
-    groups: Vec<Group>,
+    /// Texts that are measured on, those together that are run at once.
+    groups: Vec<Vec<&'a [u32]>>,
     reference: Reference,
     coder: Coder<'a>,
-    base: Base,
+    prepared: Prepared<'a>,
+    grain: Grain,
+    original: Path,
+    latest: Path,
+    /// What one run through all of the model takes.
+    pass: Seconds,
 }
 
-/// Tokens that are run at once: what bounds working memory.
+/// Tokens that are run at once where the vocabulary is small: more is no faster.
 const GROUP_TOKENS: usize = 1024;
-/// Below this, all layers are kept prepared for the kernels, and changed weights decoded.
-const RESIDENT_WEIGHTS: u64 = 1 << 28;
-
-/// Some of the texts.
-struct Group {
-    texts: Vec<Vec<u32>>,
-    /// The original's residual stream where each layer begins, and after the last.
-    entering: Vec<Sequences>,
-}
-
-/// The original's weights, where they are kept prepared.
-#[derive(Default)]
-struct Base {
-    stages: Vec<(Entry, Linears)>,
-    output: Option<Output>,
-}
-
-/// What is gathered of inputs.
-type Tallies = BTreeMap<Of, Tally>;
-
-/// Weights that differ from the original's.
-type Edits = BTreeMap<Role, Blocks>;
+/// Logits that are computed at once at most: 128 MiB.
+const GROUP_LOGITS: usize = 32 << 20;
 
 impl<'a> ModelProbe<'a> {
     /// Runs the original over the texts and keeps what changes will be held against.
     ///
-    /// **Errors**: the engine's; [`Error::Cancelled`].
+    /// **Errors**: the engine's; inputs that are not finite; [`Error::Cancelled`].
     pub fn new(subject: Subject<'a>, progress: &dyn Progress) -> Result<Self, Error> {
-        let groups = group(subject.texts);
-        let room = Room {
-            tokens: groups.iter().map(Group::tokens).max().unwrap_or(1).max(1),
-            sequences: groups.iter().map(|group| group.texts.len()).max().unwrap_or(1).max(1),
+        let (weights, texts) = (subject.weights, subject.texts);
+        let spec = weights.spec();
+        let groups = group(&texts.measured, spec);
+        let fitted = group(&texts.fitted, spec);
+        let runner = LayerRunner::new(spec, room(&[&groups, &fitted]), subject.threads)?;
+        let tokens = texts.measured.iter().map(Vec::len).sum();
+        let mut probe = Self {
+            subject,
+            runner: runner.expanded(),
+            groups,
+            reference: Reference::new(tokens, spec.vocab),
+            coder: Coder::new(subject),
+            prepared: Prepared::new(weights),
+            grain: Grain::new(spec, tokens),
+            original: Path::default(),
+            latest: Path::default(),
+            pass: Seconds::default(),
         };
-        let spec = subject.weights.spec();
-        let runner = LayerRunner::new(spec, room, subject.threads)?;
-        let reference = Reference::new(subject.texts, spec.vocab);
-        let coder = Coder::new(subject);
-        let mut probe = Self { subject, runner, groups, reference, coder, base: Base::default() };
-        if probe.is_small() {
-            probe.prepare()?;
-        }
+        let stats = probe.gather(&fitted, progress)?;
+        probe.coder.set(stats);
+        let start = Instant::now();
         probe.run_original(progress)?;
+        probe.pass = start.elapsed().into();
         Ok(probe)
     }
 
@@ -90,168 +87,168 @@ impl<'a> ModelProbe<'a> {
         self.coder.code(role, format)
     }
 
-    /// Whether the whole model may be held in f32.
-    fn is_small(&self) -> bool {
-        self.subject.weights.spec().parameters() <= RESIDENT_WEIGHTS
+    /// What running the whole model over the texts once took.
+    pub fn pass(&self) -> Seconds {
+        self.pass
     }
 
-    fn layers(&self) -> usize {
-        self.subject.weights.spec().layers.len()
+    /// The divergence with other codes than those that are measured for their formats: for each
+    /// weight, its codes.
+    ///
+    /// **Errors**: the engine's.
+    pub fn recoded(&mut self, codes: &BTreeMap<Role, Blocks>) -> Result<Divergence, Error> {
+        let edit = |(role, blocks): (&Role, &Blocks)| {
+            (*role, Edit { mark: "recoded", blocks: blocks.clone() })
+        };
+        let edits = codes.iter().map(edit).collect();
+        self.measure(&edits)
     }
 
-    fn prepare(&mut self) -> Result<(), Error> {
-        let none = Edits::new();
-        for at in 0..4 * self.layers() {
-            let stage = self.stage(at, &none)?;
-            self.base.stages.push(stage);
+    /// Statistics of what enters the stages of the layers and the head, layer by layer.
+    fn gather(
+        &mut self,
+        groups: &[Vec<&[u32]>],
+        progress: &dyn Progress,
+    ) -> Result<BTreeMap<Of, Stats>, Error> {
+        let needs = self.subject.quantizer.needs().max(Needs::Importance);
+        let spec = self.subject.weights.spec();
+        let (none, pool) = (Edits::new(), self.runner.pool());
+        let mut all = BTreeMap::new();
+        let mut entering = self.embed(groups, &none)?;
+        for (at, layer) in spec.layers.iter().enumerate() {
+            progress.at("layers run for statistics", at as u64, spec.layers.len() as u64);
+            let mut collectors = BTreeMap::new();
+            for inputs in layer.inputs() {
+                let cols = layer.input_width(inputs, spec.width);
+                collectors.insert(inputs, Collector::new(cols, needs)?);
+            }
+            let stage = |stage| self.prepared.stage(&self.runner, 4 * at + stage, &none);
+            let stages = (0..4).map(stage).collect::<Result<Vec<_>, _>>()?;
+            let mut first = 0;
+            for sequences in &mut entering {
+                progress.check()?;
+                let lengths = sequences.lengths.clone();
+                for (step, made) in stages.iter().enumerate() {
+                    let mut bad = None;
+                    let tap = &mut |fed: Fed<'_>| {
+                        let inputs = Inputs { step, expert: fed.expert };
+                        let collector = collectors.get_mut(&inputs);
+                        let added = collector.map(|collector| collector.add(&pool, fed.x));
+                        bad = bad.or(added.and_then(Result::err).map(|bad| (bad, inputs)));
+                    };
+                    self.runner.advance((&made.0, &made.1), sequences, tap)?;
+                    if let Some((bad, inputs)) = bad {
+                        return Err(bad.of(at, inputs, (first, &lengths)));
+                    }
+                }
+                first += lengths.len();
+            }
+            for (inputs, collector) in collectors {
+                all.insert(Some((at, inputs)), collector.finish(&pool)?);
+            }
         }
-        self.base.output = Some(self.output(&none)?);
-        Ok(())
+        let mut head = Collector::new(spec.width, needs)?;
+        let output = self.prepared.output(&self.runner, &none)?;
+        let mut first = 0;
+        for sequences in &mut entering {
+            let bad = head.add(&pool, self.runner.final_input(&output, sequences)?).err();
+            if let Some(bad) = bad {
+                return Err(bad.of(spec.layers.len(), "the head", (first, &sequences.lengths)));
+            }
+            first += sequences.lengths.len();
+        }
+        all.insert(None, head.finish(&pool)?);
+        Ok(all)
     }
 
     fn run_original(&mut self, progress: &dyn Progress) -> Result<(), Error> {
-        let needs = self.subject.quantizer.needs().max(Needs::Importance);
-        let mut tallies = self.tallies(needs);
+        progress.at("the original measured", 0, 1);
         let none = Edits::new();
-        let table = self.weight(Role::Embed, &none)?;
-        for at in 0..self.groups.len() {
+        let mut ended = self.run(&none)?;
+        self.original = self.latest.clone();
+        let output = self.prepared.output(&self.runner, &none)?;
+        for sequences in &mut ended {
             progress.check()?;
-            progress.at("texts run through the original", at as u64, self.groups.len() as u64);
-            let mut x = self.embed(at, &table)?;
-            let mut entering = Vec::with_capacity(self.layers() + 1);
-            for layer in 0..self.layers() {
-                entering.push(x.clone());
-                self.run_layer(layer, &none, &mut x, Some(&mut tallies))?;
-            }
-            entering.push(x.clone());
-            let logits = self.logits(&none, &mut x, tallies.get_mut(&None))?;
-            self.reference.keep(at, logits);
-            self.groups[at].entering = entering;
+            self.reference.keep(self.runner.logits(&output, sequences)?);
         }
-        self.coder
-            .set(tallies.into_iter().map(|(of, t)| (of, t.stats(self.subject.threads))).collect());
         Ok(())
     }
 
-    /// One for all inputs of each layer, and one for the head.
-    fn tallies(&self, needs: Needs) -> Tallies {
-        let spec = self.subject.weights.spec();
-        let of_layer = |(index, layer): (usize, &Layer)| -> Vec<_> {
-            let width = |inputs| layer.input_width(inputs, spec.width);
-            layer.inputs().into_iter().map(|i| (Some((index, i)), width(i))).collect()
+    fn embed(&self, groups: &[Vec<&[u32]>], edits: &Edits) -> Result<Vec<Sequences>, Error> {
+        let table = match edits.get(&Role::Embed) {
+            Some(edit) => edit.blocks.clone(),
+            None => self.subject.weights.matrix(Role::Embed)?,
         };
-        let widths = spec.layers.iter().enumerate().flat_map(of_layer).chain([(None, spec.width)]);
-        widths.map(|(of, cols)| (of, Tally::new(cols, needs))).collect()
+        groups.iter().map(|texts| Ok(self.runner.embed(&table, texts)?)).collect()
     }
 
-    fn embed(&self, group: usize, table: &Blocks) -> Result<Sequences, Error> {
-        let texts: Vec<&[u32]> = self.groups[group].texts.iter().map(Vec::as_slice).collect();
-        Ok(self.runner.embed(table, &texts)?)
+    /// Runs the layers and returns what leaves the last, going on from where the original or the
+    /// latest model was still the same.
+    fn run(&mut self, edits: &Edits) -> Result<Vec<Sequences>, Error> {
+        let marks = marks(edits);
+        let last = 4 * self.subject.weights.spec().layers.len();
+        let paths = [&self.original, &self.latest];
+        let starts = paths.map(|path| Some((path, path.start(self.grain, &marks)?)));
+        let known = starts.into_iter().flatten().max_by_key(|(_, (stage, _))| *stage);
+        let (mut path, from, mut sequences) = match known {
+            Some((path, (stage, entering))) => {
+                (path.branch(self.grain, marks, stage), stage, entering.to_vec())
+            }
+            None => {
+                let path = Path::default().branch(self.grain, marks, 0);
+                (path, 0, self.embed(&self.groups, edits)?)
+            }
+        };
+        for stage in from..last {
+            if self.grain.keeps(stage) {
+                path.push(&sequences);
+            }
+            let made = self.prepared.stage(&self.runner, stage, edits)?;
+            for sequences in &mut sequences {
+                self.runner.advance((&made.0, &made.1), sequences, &mut |_| {})?;
+            }
+        }
+        path.push(&sequences);
+        self.latest = path;
+        Ok(sequences)
     }
 
-    fn run_layer(
-        &mut self,
-        layer: usize,
-        edits: &Edits,
-        x: &mut Sequences,
-        mut tallies: Option<&mut Tallies>,
-    ) -> Result<(), Error> {
-        let threads = self.subject.threads;
-        for stage in 4 * layer..4 * layer + 4 {
-            let mut tap = |fed: Fed<'_>| {
-                let of = Some((layer, Inputs { step: stage % 4, expert: fed.expert }));
-                if let Some(tally) = tallies.as_mut().and_then(|tallies| tallies.get_mut(&of)) {
-                    tally.add(fed.x, threads);
+    fn measure(&mut self, edits: &Edits) -> Result<Divergence, Error> {
+        let mut ended = self.run(edits)?;
+        let output = self.prepared.output(&self.runner, edits)?;
+        let original = match self.reference.is_kept() {
+            true => None,
+            false => Some(self.prepared.output(&self.runner, &Edits::new())?),
+        };
+        let mut sums = Sums::default();
+        for (group, sequences) in ended.iter_mut().enumerate() {
+            let logits = self.runner.logits(&output, sequences)?;
+            let base = match &original {
+                None => None,
+                Some(output) => {
+                    let mut ended = self.original.end(group);
+                    Some(self.runner.logits(output, &mut ended)?)
                 }
             };
-            let changed = edits.keys().any(|role| matches!(role, Role::Layer(l, _) if *l == layer));
-            let made = match self.base.stages.get(stage) {
-                Some(_) if !changed => None,
-                _ => Some(self.stage(stage, edits)?),
-            };
-            let (entry, linears) = made.as_ref().unwrap_or_else(|| &self.base.stages[stage]);
-            self.runner.advance((entry, linears), x, &mut tap)?;
+            let base = base.as_deref().unwrap_or_else(|| self.reference.kept(group));
+            let threads = self.subject.threads;
+            sums.add(self.reference.vocab(), (base, &logits), &sequences.lengths, threads)?;
         }
-        Ok(())
+        Ok(sums.divergence())
     }
 
-    /// Prepares a stage of a layer.
-    fn stage(&self, at: usize, edits: &Edits) -> Result<(Entry, Linears), Error> {
-        let mut source = |weight: &Weight| self.supply(weight.role, edits);
-        let (layer, stage) = (at / 4, at % 4);
-        let entry = self.runner.entry(layer, stage, &mut source)?;
-        Ok((entry, self.runner.linears(layer, stage, &mut source)?))
-    }
-
-    fn output(&self, edits: &Edits) -> Result<Output, Error> {
-        Ok(self.runner.output(&mut |weight| self.supply(weight.role, edits))?)
-    }
-
-    fn supply(&self, role: Role, edits: &Edits) -> Result<Blocks, lathe_engine::Error> {
-        let read = |error: Error| match error {
-            Error::Model(error) => lathe_engine::Error::Model(*error),
-            other => lathe_engine::Error::Request(other.to_string()),
-        };
-        self.weight(role, edits).map_err(read)
-    }
-
-    fn weight(&self, role: Role, edits: &Edits) -> Result<Blocks, Error> {
-        match edits.get(&role) {
-            Some(blocks) => Ok(blocks.clone()),
-            None => self.subject.weights.matrix(role),
-        }
-    }
-
-    fn logits(
-        &mut self,
-        edits: &Edits,
-        x: &mut Sequences,
-        tally: Option<&mut Tally>,
-    ) -> Result<Vec<f32>, Error> {
-        let changed = edits.contains_key(&self.head());
-        let made = match &self.base.output {
-            Some(_) if !changed => None,
-            _ => Some(self.output(edits)?),
-        };
-        let Self { runner, base, subject, .. } = self;
-        let output = match (&made, &base.output) {
-            (Some(output), _) | (None, Some(output)) => output,
-            (None, None) => unreachable!("one of them was made"),
-        };
-        if let Some(tally) = tally {
-            tally.add(runner.final_input(output, x)?, subject.threads);
-        }
-        Ok(runner.logits(output, x)?)
-    }
-
-    fn head(&self) -> Role {
-        if self.subject.weights.spec().tied_head { Role::Embed } else { Role::Head }
-    }
-
-    /// The codes of a state, decoded where there is room for that.
+    /// The codes of a state.
     fn edits(&mut self, state: &[Option<usize>]) -> Result<Edits, Error> {
-        let small = self.is_small();
         let mut edits = Edits::new();
         for (item, option) in self.subject.items.iter().zip(state) {
             let Some(option) = option else { continue };
+            let format = item.options[*option].format;
             for role in &item.roles {
-                let coded = self.coder.code(*role, item.options[*option].format)?;
-                let blocks = if small { decoded(&coded)? } else { coded };
-                edits.insert(*role, blocks);
+                let blocks = self.coder.code(*role, format)?;
+                edits.insert(*role, Edit { mark: format.name(), blocks });
             }
         }
         Ok(edits)
-    }
-
-    /// The first layer that edits change what enters or what happens in; the number of layers
-    /// where it is the head alone.
-    fn first(&self, edits: &Edits) -> usize {
-        let of = |role: &Role| match role {
-            Role::Embed => 0,
-            Role::Layer(layer, _) => *layer,
-            _ => self.layers(),
-        };
-        edits.keys().map(of).min().unwrap_or(self.layers())
     }
 }
 
@@ -269,57 +266,31 @@ impl Probe for ModelProbe<'_> {
 
     fn divergence(&mut self, state: &[Option<usize>]) -> Result<Divergence, Error> {
         let edits = self.edits(state)?;
-        let first = self.first(&edits);
-        let table = edits.get(&Role::Embed).cloned();
-        let mut sums = Sums::default();
-        for at in 0..self.groups.len() {
-            let mut x = match &table {
-                Some(table) => self.embed(at, table)?,
-                None => self.groups[at].entering[first].clone(),
-            };
-            for layer in first..self.layers() {
-                self.run_layer(layer, &edits, &mut x, None)?;
-            }
-            let logits = self.logits(&edits, &mut x, None)?;
-            let base = match self.reference.kept(at) {
-                Some(_) => None,
-                None => {
-                    let mut last = self.groups[at].entering[self.layers()].clone();
-                    Some(self.logits(&Edits::new(), &mut last, None)?)
-                }
-            };
-            let base = base.as_deref().or(self.reference.kept(at)).unwrap_or_default();
-            let threads = self.subject.threads;
-            sums.add(&self.reference, base, &logits, &self.groups[at].lengths(), threads)?;
-        }
-        Ok(sums.divergence())
-    }
-}
-
-impl Group {
-    fn tokens(&self) -> usize {
-        self.texts.iter().map(Vec::len).sum()
-    }
-
-    fn lengths(&self) -> Vec<usize> {
-        self.texts.iter().map(Vec::len).collect()
+        self.measure(&edits)
     }
 }
 
 /// Texts in order, as many together as there is room for.
-fn group(texts: &[Vec<u32>]) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
+pub(super) fn group<'a>(texts: &'a [Vec<u32>], spec: &Spec) -> Vec<Vec<&'a [u32]>> {
+    let most = GROUP_TOKENS.min(GROUP_LOGITS / spec.vocab.max(1));
+    let mut groups: Vec<Vec<&[u32]>> = Vec::new();
     for text in texts.iter().filter(|text| !text.is_empty()) {
-        match groups.last_mut().filter(|group| group.tokens() + text.len() <= GROUP_TOKENS) {
-            Some(group) => group.texts.push(text.clone()),
-            None => groups.push(Group { texts: vec![text.clone()], entering: Vec::new() }),
+        match groups.last_mut().filter(|group| tokens(group) + text.len() <= most) {
+            Some(group) => group.push(text),
+            None => groups.push(vec![text]),
         }
     }
     groups
 }
 
-fn decoded(blocks: &Blocks) -> Result<Blocks, Error> {
-    let f32s = by_name("f32").map_err(lathe_models::Error::from)?;
-    let encoded = f32s.encode(blocks.rows, blocks.cols, &blocks.decode(), 1);
-    Ok(encoded.map_err(lathe_models::Error::from)?)
+fn tokens(group: &[&[u32]]) -> usize {
+    group.iter().map(|text| text.len()).sum()
+}
+
+pub(super) fn room(all: &[&Vec<Vec<&[u32]>>]) -> Room {
+    let groups = || all.iter().flat_map(|groups| groups.iter());
+    Room {
+        tokens: groups().map(|group| tokens(group)).max().unwrap_or(1).max(1),
+        sequences: groups().map(Vec::len).max().unwrap_or(1).max(1),
+    }
 }

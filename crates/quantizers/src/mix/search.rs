@@ -4,7 +4,7 @@ use serde::Serialize;
 use super::{
     allocate::{Allocation, Choice, allocate},
     curve::{Curve, exponent},
-    probe::{Divergence, Item, Probe},
+    probe::{Candidate, Divergence, Item, Probe},
 };
 use crate::Error;
 
@@ -128,12 +128,14 @@ impl Search<'_> {
             }
             curves.push(Curve::new(errors));
         }
+        let weights = self.items.iter().map(|item| item.weights).sum::<u64>().max(1);
         let wanted: Vec<Vec<usize>> = curves
             .iter()
             .zip(self.items)
             .map(|(curve, item)| {
                 let bytes: Vec<u64> = item.options.iter().map(|option| option.bytes).collect();
-                curve.anchors(&bytes, anchors)
+                let usual = u128::from(self.budget) * u128::from(item.weights);
+                curve.anchors(&bytes, (usual / u128::from(weights)) as u64, anchors)
             })
             .collect();
         let total: u64 = wanted.iter().map(|wanted| wanted.len() as u64).sum();
@@ -216,8 +218,9 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// For each item the options next to its own, with what each changes.
+    /// For each item the options next to its own, where the change might pay, with what it does.
     fn around(&mut self, curves: &[Curve], found: &Found) -> Result<Vec<Vec<(usize, f64)>>, Error> {
+        let price = Price::new(self.items, curves, &found.state);
         let mut all = Vec::with_capacity(self.items.len());
         for (at, (item, curve)) in self.items.iter().zip(curves).enumerate() {
             self.progress.at(
@@ -228,6 +231,9 @@ impl Search<'_> {
             let mut near = vec![(found.state[at], 0.0)];
             let bytes: Vec<u64> = item.options.iter().map(|option| option.bytes).collect();
             for option in curve.next_to(&bytes, found.state[at]) {
+                if !price.is_near(&item.options, curve, (found.state[at], option)) {
+                    continue;
+                }
                 let mut state = found.state.clone();
                 state[at] = option;
                 near.push((option, self.measure(&state)?.mean - found.measured.mean));
@@ -236,4 +242,46 @@ impl Search<'_> {
         }
         Ok(all)
     }
+}
+
+/// What a byte is worth at a result: the most that one more would save, and the least that one less
+/// would cost.
+struct Price {
+    more: f64,
+    less: f64,
+}
+
+/// How much worse than the best a step may be predicted to be and still be measured.
+const SLACK: f64 = 16.0;
+
+impl Price {
+    fn new(items: &[Item], curves: &[Curve], state: &[usize]) -> Self {
+        let mut price = Self { more: 0.0, less: f64::INFINITY };
+        for ((item, curve), at) in items.iter().zip(curves).zip(state) {
+            let bytes: Vec<u64> = item.options.iter().map(|option| option.bytes).collect();
+            for option in curve.next_to(&bytes, *at) {
+                let each = per_byte(&item.options, curve, (*at, option));
+                match bytes[option] > bytes[*at] {
+                    true => price.more = price.more.max(each),
+                    false => price.less = price.less.min(each),
+                }
+            }
+        }
+        price
+    }
+
+    /// Whether a step may be worth its bytes if predictions are a little wrong.
+    fn is_near(&self, options: &[Candidate], curve: &Curve, step: (usize, usize)) -> bool {
+        let each = per_byte(options, curve, step);
+        match options[step.1].bytes > options[step.0].bytes {
+            true => each * SLACK >= self.more,
+            false => each <= self.less * SLACK,
+        }
+    }
+}
+
+/// The change of divergence per byte, from one option to another.
+fn per_byte(options: &[Candidate], curve: &Curve, (from, to): (usize, usize)) -> f64 {
+    let bytes = options[from].bytes.abs_diff(options[to].bytes);
+    (curve.cost(from) - curve.cost(to)).abs() / bytes.max(1) as f64
 }

@@ -20,13 +20,11 @@ use serde::Serialize;
 use super::{QuantizeArgs, format, stem};
 use crate::{
     args::Global,
-    commands::{calibration::CalibrationArgs, optimize::at_least_one, system::default_threads},
+    commands::{optimize::at_least_one, system::default_threads},
     exit::Ended,
     open, ui,
 };
 
-/// Sequences that are measured on where nobody says otherwise.
-const USUAL_SAMPLES: usize = 16;
 /// Memory for the products of inputs.
 const MOST_HESSIANS: u64 = 4 << 30;
 
@@ -107,10 +105,7 @@ pub(super) fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<Ended>
     let plan = Plan::new(&model, &checkpoint, &recipe)?;
     let out = args.out.clone().context("-o: say what file or folder to make")?;
     args.check_out(&out, &checkpoint, &plan)?;
-    // Every measurement runs all of them.
-    let samples = args.calibration.samples.or(Some(USUAL_SAMPLES));
-    let drawn = CalibrationArgs { samples, ..args.calibration.clone() };
-    let calibration = drawn.draw(&checkpoint, &model, &bar)?;
+    let calibration = args.calibration.draw(&checkpoint, &model, &bar)?;
     let tokenizer = match plan.target == Target::Gguf && checkpoint.gguf.is_none() {
         true => open::tokenizer(&checkpoint)?.export(model.spec.vocab)?.metadata,
         false => Metadata::new(),
@@ -138,6 +133,8 @@ pub(super) fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<Ended>
         formats: &own.formats,
         texts: &calibration.sequences,
         effort: None,
+        recoder: Some(&gptq),
+        max_memory: args.max_memory,
         journal: &journal,
     };
     let fitted = fit(&request, &bar)?;
@@ -155,9 +152,9 @@ pub(super) fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<Ended>
 
 fn about(fitted: &Fitted, calibration: &Calibration) -> String {
     format!(
-        "{}, KL {:.5} nats per token measured on {} tokens of {} (seed {})",
+        "{}, KL {:.5} nats per token, fitted to and measured on {} tokens of {} (seed {})",
         fitted.length,
-        fitted.found.measured.mean,
+        fitted.divergence.mean,
         calibration.about.tokens,
         calibration.about.name,
         calibration.about.seed
@@ -174,6 +171,10 @@ struct Report<'a> {
     /// No other choice of formats has a lower prediction.
     bound: f64,
     measured: Divergence,
+    /// With the codes made anew layer by layer.
+    recoded: Option<Divergence>,
+    /// Of the file: the better of both.
+    divergence: Divergence,
     /// The power of its error that a matrix's divergence grows with.
     exponent: Option<f64>,
     rounds: &'a [Round],
@@ -204,6 +205,8 @@ impl<'a> Report<'a> {
             predicted: fitted.found.predicted,
             bound: fitted.found.bound,
             measured: fitted.found.measured,
+            recoded: fitted.recoded,
+            divergence: fitted.divergence,
             exponent: fitted.found.exponent,
             rounds: &fitted.found.rounds,
             measurements: fitted.measured,
@@ -254,13 +257,24 @@ fn words(out: &Path, fitted: &Fitted, journal: &Path) -> String {
     let table: Vec<_> = classes.into_iter().map(line).collect();
     let found = &fitted.found;
     let bound = (found.predicted - found.bound).max(0.0);
+    let recoded = match fitted.recoded {
+        Some(recoded) if recoded.mean < found.measured.mean => format!(
+            "codes made anew layer by layer: KL {:.5} instead of {:.5}\n",
+            recoded.mean, found.measured.mean
+        ),
+        Some(recoded) => format!(
+            "codes made anew layer by layer would give KL {:.5}, and are left out\n",
+            recoded.mean
+        ),
+        None => String::new(),
+    };
     ui::table(&header, &table)
         + &format!(
             "\nKL {:.5} ± {:.5} nats per token measured, {:.5} predicted; no other formats of this \
-             size are predicted to be better by more than {bound:.1e}\n{} in {}, {:.2} bits per \
-             weight\n{} measurements are kept in {} for other budgets\n",
-            found.measured.mean,
-            found.measured.error,
+             size are predicted to be better by more than {bound:.1e}\n{recoded}{} in {}, {:.2} bits \
+             per weight\n{} measurements are kept in {} for other budgets\n",
+            fitted.divergence.mean,
+            fitted.divergence.error,
             found.predicted,
             ui::green(&format!("Made {}", out.display())),
             fitted.length,
