@@ -92,7 +92,9 @@ fn what_was_measured_goes_into_the_card_of_a_folder() {
     let short = ["--conventions", "documents", "--max-tokens", "300", "--no-choices", "--card"];
     let asked = ["eval", text(&model), "--base", "demo"];
     let seen = json(&[&asked[..], &short].concat());
-    let kl = number(&seen["passes"][0]["models"][1]["versus"]["kl"]["point"]);
+    let models = seen["passes"][0]["models"].as_array().unwrap();
+    let made = models.iter().find(|model| model["role"] == "candidate").unwrap();
+    let kl = number(&made["versus"]["kl"]["point"]);
     let card = fs::read_to_string(model.join("README.md")).unwrap();
     assert!(card.contains(&format!("| {kl:.5}")), "{kl} {card}");
     fs::write(model.join("README.md"), "my own words").unwrap();
