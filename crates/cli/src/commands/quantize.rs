@@ -54,7 +54,7 @@ pub(crate) struct QuantizeArgs {
     /// Format of the token embeddings [default: as stored; in GGUF as --to]
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     embeddings: Option<&'static dyn AnyFormat>,
-    /// Format of the output head [default: as stored; in GGUF q8_0 or better]
+    /// Format of the output head [default: as stored; in GGUF what llama-quantize chooses]
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     head: Option<&'static dyn AnyFormat>,
     /// Embeddings and head in the format of --to as well
@@ -132,9 +132,11 @@ Examples:
 
 Formats: f32, f16, bf16; int8, int8_tensor, int{2,3,4,8}[_asym]_{g32,g64,g128,row}[_f16] such as
 int4_g128, nf4, nf4_dq, fp4, fp4_dq, fp8_row, fp8_tensor, fp8_block, mxfp4, nvfp4 (Hugging Face
-folders); q8_0, q5_1, q5_0, q4_1, q4_0, q6_k, q5_k, q4_k, q3_k, q2_k, iq4_nl, iq4_xs (GGUF files).
-Mixes, with types chosen per tensor as llama-quantize does (GGUF files): q2_k, q2_k_s, q3_k_s,
-q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, iq4_nl, iq4_xs.
+folders).
+Types of GGUF files, with more bits for some tensors as llama-quantize chooses them (--pure: for
+none): q8_0, q5_1, q5_0, q4_1, q4_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s,
+q2_k, q2_k_s, iq4_nl, iq4_xs. q5_k, q4_k and q3_k are the medium ones here, and types of a single
+matrix elsewhere.
 Schemes: w8a8 is int8 with --activations int8, fp8_dynamic is fp8_row with --activations fp8,
 fp8_static is fp8_tensor with --activations fp8-static (calibrates).";
 
@@ -266,13 +268,14 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
     Ok(Ended::Well)
 }
 
-/// A format; else a mix of llama.cpp's, or a scheme.
+/// A mix of llama.cpp's, a scheme or a format. Where a mix is called like a format, such as `q4_0`,
+/// the mix is meant: who asks for it expects the file that llama-quantize makes.
 pub(crate) fn goal(name: &str) -> Result<Goal, String> {
     let name = name.to_lowercase();
-    let other = || mix_by_name(&name).map(Goal::Mix).or(Scheme::by_name(&name).map(Goal::Scheme));
-    match lathe_formats::by_name(&name) {
-        Ok(format) => Ok(Goal::Format(format)),
-        Err(error) => other().ok_or_else(|| error.to_string()),
+    let known = mix_by_name(&name).map(Goal::Mix).or(Scheme::by_name(&name).map(Goal::Scheme));
+    match known {
+        Some(goal) => Ok(goal),
+        None => lathe_formats::by_name(&name).map(Goal::Format).map_err(|e| e.to_string()),
     }
 }
 
