@@ -144,7 +144,7 @@ impl Question<'_> {
             obstacles.whole(format!("{name} does not run on {}", self.device), "");
         }
         if !rules.architectures.contains(&artifact.architecture) {
-            let reason = format!("{name} does not run {}", artifact.architecture);
+            let reason = format!("{name} is not known to run {}", artifact.architecture);
             obstacles.whole(reason, &rules.architectures_source);
         }
         self.check_heads(obstacles);
