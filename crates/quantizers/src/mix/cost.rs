@@ -27,7 +27,7 @@ pub(super) struct Memory {
 }
 
 /// Code, stacks, tables, the plan, the tokenizer, and what an allocator keeps.
-const FIXED: u64 = 64 << 20;
+const FIXED: u64 = 96 << 20;
 
 impl Memory {
     /// Of a search whose result takes `result` bytes.
