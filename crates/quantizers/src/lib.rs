@@ -44,7 +44,6 @@ pub use error::Error;
 pub use gptq::{Gptq, Order};
 pub use job::{About, Job, quantize};
 pub use layers::{Shortened, Similarity, measure_similarity};
-pub use linalg::Gram;
 pub use loss::output_error;
 pub use method::{METHODS, Method, Pipeline, Settings};
 pub use mix::{MIXES, Matrix, Mix, Overrides, Rule, Shape, mix_by_name};

@@ -8,14 +8,12 @@
 
 mod cholesky;
 mod feedback;
-mod gram;
 mod parallel;
 mod tile;
 mod triangle;
 
 pub(crate) use cholesky::NotPositive;
 pub(crate) use feedback::Feedback;
-pub use gram::Gram;
 pub(crate) use parallel::parallel;
 pub(crate) use tile::{TILE, Tile, add_product, tiles, tiles_mut};
 pub(crate) use triangle::Triangle;
