@@ -324,7 +324,7 @@ impl QuantizeArgs {
             head: self.head,
             pure: self.pure,
             tensors: Overrides { rules: self.tensors.clone(), exact: self.budget.exact()? },
-            target: asked.or(by_name).or(usual.target).or(folder),
+            target: asked.or(by_name).or(folder).or(usual.target),
             layout: self.layout.unwrap_or_default(),
             activations: self.activations.or(usual.activations),
             ..usual
