@@ -191,3 +191,50 @@ fn safetensors(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
     }
     file
 }
+
+#[test]
+fn a_budget_is_kept_to_the_byte_and_refused_where_nothing_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("budget.gguf");
+    let texts = folder.path().join("texts.jsonl");
+    fs::write(&texts, "{\"text\": \"Once upon a time there was a cat. It sat on a mat.\"}\n")
+        .unwrap();
+    let drawn = ["--calibration", text(&texts), "--samples", "2", "--length", "32"];
+    let asked = |budget: &'static str| {
+        let formats = ["--formats", "q4_k,q6_k,q8_0", "--threads", "2"];
+        let to = ["quantize", "demo", "--budget", budget, "-o", text(&out)];
+        run(&[&to[..], &drawn, &formats].concat())
+    };
+    let output = asked("3500000");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let length = fs::metadata(&out).unwrap().len();
+    assert!((3_300_000..=3_500_000).contains(&length), "{length}");
+    json(&["generate", text(&out), "Once upon a time", "-n", "3"]);
+    fs::remove_file(&out).unwrap();
+    let output = asked("1000");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("budget"), "{}", stderr(&output));
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_folder_layout_is_not_passed_over_for_a_gguf_type() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("made");
+    let output = run(&["quantize", "demo", "--to", "q4_0", "--layout", "gptq", "-o", text(&out)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cannot hold q4_0"), "{}", stderr(&output));
+    assert!(!out.exists());
+}
+
+#[test]
+fn pruning_that_makes_no_sense_is_refused() {
+    for prune in
+        ["sparsegpt:150%", "sparsegpt:-1", "wanda:5:4", "wanda:2:3", "nothing:50%", "wanda"]
+    {
+        let output = run(&["quantize", "demo", "--to", "bf16", "--prune", prune, "-o", "never"]);
+        assert!(!output.status.success(), "{prune}");
+        assert!(!stderr(&output).contains("panicked"), "{prune}: {}", stderr(&output));
+        assert!(!Path::new("never").exists(), "{prune}");
+    }
+}
