@@ -1,23 +1,26 @@
-"""Quantizers side by side: the same model, bits, calibration text and machine, in turn.
+"""Quantizers side by side: the same model, bits and calibration text.
 
 For every pair, the peer makes its file and Lathe makes its own; both are evaluated by the same
-engine (Lathe's, in f32 arithmetic) on the same held-out text, and the difference of their KL
-divergences from the unquantized model is resampled by document. Time and peak memory are the
-operating system's figures of each whole process.
+engine (Lathe's, in f32 arithmetic) on the same held-out text. Shown are bytes of weight files,
+perplexity and by how much it is above the unquantized model's, the KL divergence from that model
+in nats per token, and the ratio of both files' divergences, all with 95 % intervals over documents
+(drawn again 2000 times, the same documents for both files of a pair).
 
     python3 comparisons/quantizers/compare.py --lathe target/release/lathe \
-        --model demo=crates/demo/model --text held-out.txt --calibration calibration.jsonl \
+        --model demo=crates/demo/model --text held-out.jsonl --calibration calibration.jsonl \
         --llama-cpp path/to/llama.cpp/build/bin --gptqmodel path/to/python \
-        --llmcompressor path/to/python --bitsandbytes path/to/python --page docs/quantizers.md
+        --llmcompressor path/to/python --bitsandbytes path/to/python > tables.md
 
 Peers whose option is left out are skipped. Results are kept in --work, and a second call makes
-only what is missing.
+only what is missing. speed.py measures time and memory.
 """
 
 import argparse
 import json
+import math
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -26,52 +29,73 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+GGUF_TYPES = ["Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+              "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"]
+PEER_METHODS = {"rtn": "round to nearest", "gptq": "GPTQ", "awq": "AWQ",
+                "smoothquant": "SmoothQuant 0.8 then GPTQ"}
 
 
 def pairs(args):
     """(peer, its name for people, its command, Lathe's name, Lathe's options)"""
     calibrated = ["--calibration", args.calibration, "--samples", str(args.samples)]
     calibrated += ["--length", str(args.length)]
+    gptq = ["--method", "gptq", *calibrated]
     list_ = []
     if args.llama_cpp:
-        for kind in ["Q4_0", "Q8_0", "Q5_0", "Q4_K_M", "Q5_K_M", "Q3_K_M", "Q2_K", "Q6_K", "IQ4_XS"]:
-            to = kind.lower()
-            list_.append(("llama.cpp", kind, llama_quantize(args, kind, False), f"{to}", ["--to", to]))
-        for kind in ["Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "Q4_0"]:
-            to = kind.lower()
-            ours = ["--to", to, "--method", "gptq", *calibrated]
+        for kind in GGUF_TYPES:
+            ours = ["--to", kind.lower(), "--method", "rtn"]
+            list_.append(("llama.cpp", kind, llama_quantize(args, kind, False), "the same", ours))
+        for kind in GGUF_TYPES:
             theirs = llama_quantize(args, kind, True)
-            list_.append(("llama.cpp", f"{kind}, imatrix", theirs, f"{to}, GPTQ", ours))
-        for kind in ["Q4_K_M", "Q3_K_M", "Q2_K"]:
-            ours = ["--budget", "SIZE", "--container", "gguf", *calibrated]
-            theirs = llama_quantize(args, kind, True)
-            list_.append(("llama.cpp", f"{kind}, imatrix", theirs, "budget of its size", ours))
+            ours = ["--to", kind.lower(), "--method", "rtn", "--imatrix", "IMATRIX"]
+            list_.append(("llama.cpp", f"{kind}, imatrix", theirs, "the same", ours))
+            ours = ["--to", kind.lower(), *gptq]
+            list_.append(("llama.cpp", f"{kind}, imatrix", theirs, "GPTQ", ours))
     if args.gptqmodel:
-        for bits, group in [(4, 128), (4, 32), (3, 128), (2, 32), (8, 128)]:
-            ours = ["--to", f"int{bits}_g{group}_f16", "--method", "gptq", *calibrated]
+        for bits, group in [(8, 128), (4, 32), (4, 128), (3, 128), (2, 32)]:
+            ours = ["--to", f"int{bits}_g{group}_f16", *gptq]
             theirs = [args.gptqmodel, HERE / "peer_gptqmodel.py", "MODEL", "OUT", str(bits)]
             theirs += [str(group), "yes", args.calibration, str(args.samples)]
-            name = f"GPTQ {bits} bits, g{group}"
-            list_.append(("GPTQModel", name, theirs, "GPTQ, same bits and group", ours))
+            name = f"GPTQ, {bits} bits, groups of {group}"
+            list_.append(("GPTQModel", name, theirs, "GPTQ", ours))
     if args.llmcompressor:
-        for method, scheme, ours_to, ours_method in [
-            ("rtn", "W4A16", "int4_g128", "rtn"),
-            ("gptq", "W4A16", "int4_g128", "gptq"),
-            ("awq", "W4A16_ASYM", "int4_asym_g128", "awq"),
-            ("awq", "W4A16_ASYM", "int4_asym_g128", "awq-gptq"),
+        for method, scheme, ours_name, ours in [
+            ("rtn", "W8A16", "round to nearest, int8_g128", ["--to", "int8_g128", "--method", "rtn"]),
+            ("rtn", "W8A16", "searched scales, int8_g128", ["--to", "int8_g128"]),
+            ("rtn", "W4A16", "round to nearest, int4_g128", ["--to", "int4_g128", "--method", "rtn"]),
+            ("rtn", "W4A16", "searched scales, int4_g128", ["--to", "int4_g128"]),
+            ("rtn", "W4A16_ASYM", "round to nearest, int4_asym_g128",
+             ["--to", "int4_asym_g128", "--method", "rtn"]),
+            ("rtn", "W4A16_ASYM", "searched scales, int4_asym_g128", ["--to", "int4_asym_g128"]),
+            ("rtn", "FP8_DYNAMIC", "round to nearest, fp8_dynamic",
+             ["--to", "fp8_dynamic", "--method", "rtn"]),
+            ("rtn", "FP8_DYNAMIC", "searched scales, fp8_dynamic",
+             ["--to", "fp8_dynamic", "--method", "search"]),
+            ("rtn", "FP8_BLOCK", "round to nearest, fp8_block", ["--to", "fp8_block", "--method", "rtn"]),
+            ("rtn", "FP8_BLOCK", "searched scales, fp8_block", ["--to", "fp8_block", "--method", "search"]),
+            ("rtn", "NVFP4A16", "round to nearest, nvfp4", ["--to", "nvfp4", "--method", "rtn"]),
+            ("rtn", "NVFP4A16", "searched scales, nvfp4", ["--to", "nvfp4", "--method", "search"]),
+            ("rtn", "MXFP4A16", "round to nearest, mxfp4", ["--to", "mxfp4", "--method", "rtn"]),
+            ("rtn", "MXFP4A16", "searched scales, mxfp4", ["--to", "mxfp4", "--method", "search"]),
+            ("gptq", "W8A16", "GPTQ, int8_g128", ["--to", "int8_g128", *gptq]),
+            ("gptq", "W4A16", "GPTQ, int4_g128", ["--to", "int4_g128", *gptq]),
+            ("gptq", "W4A16_ASYM", "GPTQ, int4_asym_g128", ["--to", "int4_asym_g128", *gptq]),
+            ("awq", "W4A16_ASYM", "AWQ, int4_asym_g128",
+             ["--to", "int4_asym_g128", "--method", "awq", *calibrated]),
+            ("awq", "W4A16_ASYM", "AWQ then GPTQ, int4_asym_g128",
+             ["--to", "int4_asym_g128", "--method", "awq-gptq", *calibrated]),
+            ("smoothquant", "W8A8", "SmoothQuant 0.8 then GPTQ, w8a8",
+             ["--to", "w8a8", "--smooth", "0.8", *gptq]),
         ]:
-            ours = ["--to", ours_to, "--method", ours_method]
-            ours += calibrated if ours_method != "rtn" else []
             theirs = [args.llmcompressor, HERE / "peer_llmcompressor.py", "MODEL", "OUT", method]
             theirs += [scheme, args.calibration, str(args.samples), str(args.length)]
-            name = f"{method.upper()} {scheme}"
-            list_.append(("llm-compressor", name, theirs, f"{ours_to}, {ours_method}", ours))
+            list_.append(("llm-compressor", f"{PEER_METHODS[method]}, {scheme}", theirs, ours_name, ours))
     if args.bitsandbytes:
-        for kind in ["nf4", "nf4_dq"]:
+        for kind in ["nf4", "nf4_dq", "fp4"]:
             theirs = [args.bitsandbytes, HERE / "peer_bitsandbytes.py", "MODEL", "OUT", kind]
-            list_.append(("bitsandbytes", kind, theirs, kind, ["--to", kind]))
-            ours = ["--to", kind, "--method", "gptq", *calibrated]
-            list_.append(("bitsandbytes", kind, theirs, f"{kind}, GPTQ", ours))
+            for name, how in [("the same", ["rtn"]), ("searched scales", ["search"]),
+                              ("GPTQ", ["gptq", *calibrated])]:
+                list_.append(("bitsandbytes", kind, theirs, name, ["--to", kind, "--method", *how]))
     return list_
 
 
@@ -169,8 +193,18 @@ def interval(values):
     return values[int(0.025 * len(values))], values[int(0.975 * len(values)) - 1]
 
 
+def rise(documents, picked):
+    """How much larger the perplexity is than the unquantized model's, as a share of it."""
+    difference = sum(documents[d][2] - documents[d][3] for d in picked)
+    return math.expm1(difference / sum(documents[d][0] for d in picked))
+
+
+def perplexity(documents, column):
+    return math.exp(sum(d[column] for d in documents.values()) / sum(d[0] for d in documents.values()))
+
+
 def compared(ours, theirs):
-    """KL of both and their ratio, with 95 % intervals over documents."""
+    """KL of both, their ratio, and what happened to perplexity, with 95 % intervals over documents."""
     everything = sorted(ours)
     generator = random.Random(0)
     draws = [generator.choices(everything, k=len(everything)) for _ in range(2000)]
@@ -182,6 +216,13 @@ def compared(ours, theirs):
         "ours": [point[0], *interval(of_ours)],
         "theirs": [point[1], *interval(of_theirs)],
         "ratio": [point[0] / point[1], *interval(ratios)],
+        "perplexity": {
+            "base": perplexity(ours, 3), "ours": perplexity(ours, 2), "theirs": perplexity(theirs, 2),
+        },
+        "rise": {
+            whose: [rise(all_, everything), *interval([rise(all_, d) for d in draws])]
+            for whose, all_ in [("ours", ours), ("theirs", theirs)]
+        },
         "documents": len(everything),
         "tokens": sum(d[0] for d in ours.values()),
     }
@@ -196,12 +237,13 @@ def compare(args, model):
     results = []
     for peer, name, command, ours_name, options in pairs(args):
         label = f"{model.name}: {peer} {name} / {ours_name}"
+        if args.only and not re.search(args.only, label):
+            continue
         print(label, file=sys.stderr, flush=True)
         try:
             theirs_key = slug(peer, name)
             theirs, theirs_took = model.made(theirs_key, command, peer == "llama.cpp")
-            options = [str(theirs_took["bytes"]) if o == "SIZE" else o for o in options]
-            ours_key = slug("lathe", ours_name, name)
+            ours_key = slug("lathe", ours_name, peer, name)
             make = [args.lathe, "quantize", "MODEL", *options, "-o", "OUT"]
             make += ["--threads", str(args.threads)]
             ours, ours_took = model.made(ours_key, make, peer == "llama.cpp")
@@ -224,52 +266,55 @@ def figure(values, digits=4):
     return f"{values[0]:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
-def page(args, results):
-    text = [
-        "# Quantizers side by side",
-        "",
-        "Made by `comparisons/quantizers/compare.py`; every figure is measured. KL is the mean",
-        "divergence from the unquantized model in nats per token on held-out text, computed by the",
-        "same engine in f32 for both files, with 95 % intervals over documents. The ratio is ours",
-        "over theirs, paired by document: below 1, Lathe's file is closer to the original. Bytes are",
-        "of the weight files.",
-        "",
-        f"Calibration: {args.samples} texts of at most {args.length} tokens, the same for all.",
-        "",
-    ]
-    if args.times:
-        text += ["Seconds and peak memory are of the whole process that made a file, on this machine:"]
-        text += [f"{args.machine}.", ""]
-    for note in args.note:
-        text += [note, ""]
-    for model in dict.fromkeys(r["model"] for r in results):
-        rows = [r for r in results if r["model"] == model]
-        good = [r for r in rows if "kl" in r]
-        if good:
-            kl = good[0]["kl"]
-            text += [f"## {model}", "", f"{kl['documents']} documents, {kl['tokens']} tokens.", ""]
-        header = "| peer | its file | ours | KL theirs | KL ours | ratio | bytes theirs / ours |"
-        rule = "|---|---|---|---|---|---|---|"
-        if args.times:
-            header += " seconds theirs / ours | peak MiB theirs / ours |"
-            rule += "---|---|"
-        text += [header, rule]
-        for r in good:
-            kl, took = r["kl"], r["took"]
-            ours, theirs = took["ours"], took["theirs"]
-            line = (
-                f"| {r['peer']} | {r['name']} | {r['ours']} | {figure(kl['theirs'])} "
-                f"| {figure(kl['ours'])} | {figure(kl['ratio'], 3)} "
-                f"| {theirs['bytes']:,} / {ours['bytes']:,} |"
-            )
-            if args.times:
-                line += f" {theirs['seconds']:.1f} / {ours['seconds']:.1f} "
-                line += f"| {theirs['peak'] >> 20} / {ours['peak'] >> 20} |"
-            text.append(line)
-        failed = [r for r in rows if "failed" in r]
-        text += [""] + [f"- {r['peer']} {r['name']} / {r['ours']}: {r['failed']}" for r in failed]
-        text.append("")
-    return "\n".join(text)
+def perplexity_of(one, whose):
+    point, low, high = (100 * value for value in one["rise"][whose])
+    return f"{one['perplexity'][whose]:.3f} ({point:+.2f} %, {low:.2f}–{high:.2f})"
+
+
+def alike(row):
+    """Whether both files say the same of every document, as far as is shown."""
+    return all(f"{value:.3f}" == "1.000" for value in row["kl"]["ratio"])
+
+
+def bytes_of(row):
+    return f"{row['took']['theirs']['bytes']:,} / {row['took']['ours']['bytes']:,}"
+
+
+def tables(model, results):
+    """The tables of one model as lines of Markdown."""
+    rows = [r for r in results if r["model"] == model]
+    good = [r for r in rows if "kl" in r]
+    if good:
+        one = good[0]["kl"]
+        yield from [f"## {model}", "", f"{one['documents']} documents, {one['tokens']:,} tokens, on "
+                    f"which the unquantized model has a perplexity of {one['perplexity']['base']:.3f}."]
+    for peer in dict.fromkeys(r["peer"] for r in rows):
+        yield from ["", f"### {peer}, {model}", ""]
+        of_peer = [r for r in good if r["peer"] == peer]
+        both = [r for r in of_peer if alike(r)]
+        if len(both) > 3:
+            yield from ["Files that come out alike (ratio 1.000, its interval too):", "",
+                        "| file | bytes theirs / ours | perplexity | KL |", "|---|---|---|---|"]
+            for r in both:
+                yield (f"| {r['name']} | {bytes_of(r)} | {perplexity_of(r['kl'], 'ours')} "
+                       f"| {figure(r['kl']['ours'])} |")
+            yield ""
+            of_peer = [r for r in of_peer if not alike(r)]
+        if of_peer:
+            yield ("| theirs | ours | bytes theirs / ours | perplexity theirs | perplexity ours "
+                   "| KL theirs | KL ours | KL ratio |")
+            yield "|---|---|---|---|---|---|---|---|"
+        for r in of_peer:
+            kl = r["kl"]
+            yield (f"| {r['name']} | {r['ours']} | {bytes_of(r)} | {perplexity_of(kl, 'theirs')} "
+                   f"| {perplexity_of(kl, 'ours')} | {figure(kl['theirs'])} | {figure(kl['ours'])} "
+                   f"| {figure(kl['ratio'], 3)} |")
+        failed = dict.fromkeys((r["name"], r["failed"]) for r in rows
+                               if r["peer"] == peer and "failed" in r)
+        if failed:
+            yield ""
+        yield from (f"- {name}: not made. {why}" for name, why in failed)
+    yield ""
 
 
 def main():
@@ -281,6 +326,7 @@ def main():
     parser.add_argument("--llama-cpp", help="folder of llama.cpp's programs")
     parser.add_argument("--gptqmodel", help="Python that has gptqmodel")
     parser.add_argument("--llmcompressor", help="Python that has llmcompressor")
+    parser.add_argument("--only", help="pairs whose names match this regular expression")
     parser.add_argument("--bitsandbytes", help="Python that has bitsandbytes and transformers")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
@@ -288,11 +334,6 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--gguf-type", default="f32", help="what llama-quantize starts from")
     parser.add_argument("--work", default="comparison")
-    parser.add_argument("--no-times", dest="times", action="store_false",
-                        help="leave seconds and memory out, where other programs ran beside")
-    parser.add_argument("--machine", default=os.uname().machine)
-    parser.add_argument("--note", action="append", default=[], help="a line for the page")
-    parser.add_argument("--page", help="where to write the table")
     args = parser.parse_args()
     args.lathe = str(Path(args.lathe).resolve())
     results = []
@@ -302,10 +343,8 @@ def main():
         model.prepare()
         results += compare(args, model)
     Path(args.work, "results.json").write_text(json.dumps(results, indent=1))
-    if args.page:
-        Path(args.page).write_text(page(args, results))
-    else:
-        print(page(args, results))
+    for name in dict.fromkeys(r["model"] for r in results):
+        print("\n".join(tables(name, results)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Quantization by bitsandbytes through transformers, on the CPU: MODEL OUT nf4|nf4_dq|int8"""
+"""Quantization by bitsandbytes through transformers, on the CPU: MODEL OUT nf4|nf4_dq|fp4|int8"""
 
 import sys
 
@@ -9,6 +9,9 @@ model, out, kind = sys.argv[1:4]
 config = {
     "nf4": lambda: BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    ),
+    "fp4": lambda: BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_compute_dtype=torch.float32
     ),
     "nf4_dq": lambda: BitsAndBytesConfig(
         load_in_4bit=True,

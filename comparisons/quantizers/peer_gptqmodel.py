@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 from gptqmodel import GPTQModel, QuantizeConfig
 
@@ -12,5 +13,7 @@ config = QuantizeConfig(
     bits=int(bits), group_size=int(group), desc_act=False, sym=symmetric == "yes", device="cpu"
 )
 quantized = GPTQModel.load(model, config)
+start = time.monotonic()
 quantized.quantize(texts, batch_size=1)
+print(f"\nquantized in {time.monotonic() - start:.2f} s")
 quantized.save(out)

@@ -5,6 +5,7 @@ METHOD is rtn, gptq, awq or smoothquant; SCHEME one of compressed-tensors' prese
 
 import json
 import sys
+import time
 
 from datasets import Dataset
 from llmcompressor import oneshot
@@ -26,6 +27,7 @@ recipe = {
     "awq": lambda: [AWQModifier(), QuantizationModifier(**where)],
     "smoothquant": lambda: [SmoothQuantModifier(smoothing_strength=0.8), GPTQModifier(**where)],
 }[method]()
+start = time.monotonic()
 oneshot(
     model=network,
     dataset=Dataset.from_list([{"input_ids": row} for row in rows]),
@@ -33,5 +35,6 @@ oneshot(
     max_seq_length=int(length),
     num_calibration_samples=int(samples),
 )
+print(f"\nquantized in {time.monotonic() - start:.2f} s")
 network.save_pretrained(out, save_compressed=True)
 tokenizer.save_pretrained(out)

@@ -77,7 +77,7 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, value_name = "KIND", value_parser = activations)]
     activations: Option<Activations>,
     /// How codes are chosen [default: gptq where something to calibrate with is given; else search
-    /// for integers in folders; else rtn, which is llama.cpp's and bitsandbytes' own rule]
+    /// for int*, fp8_row, mxfp4 and nvfp4; else rtn, which is llama.cpp's and bitsandbytes' own rule]
     #[arg(long, value_name = "METHOD", value_parser = method)]
     method: Option<&'static Method>,
     /// Importance matrix of this model, by `lathe imatrix` or llama.cpp: columns count by it
@@ -376,11 +376,14 @@ impl QuantizeArgs {
 
     fn usual_method(&self, plan: &Plan) -> anyhow::Result<(&'static Method, &'static str)> {
         let suits = |name: &str| Method::by_name(name).filter(|method| (method.suits)(plan.format));
-        let integers = plan.target == Target::SafeTensors && plan.format.name().starts_with("int");
+        // Those whose files need not equal another tool's, and where searched scales measurably
+        // help (docs/searched-scales.md).
+        let searched = ["int", "fp8_row", "mxfp4", "nvfp4"];
+        let searched = searched.iter().any(|start| plan.format.name().starts_with(start));
         let choices = [
             (self.calibration.given(), "gptq", "there are texts to calibrate with"),
             (self.calibration.given(), "search", "gptq cannot choose codes of this format"),
-            (integers, "search", "calibrate with --method gptq for less loss"),
+            (searched, "search", "calibrate with --method gptq for less loss"),
             (true, "rtn", "the format's own rule"),
         ];
         let fits = |(when, name, why): &(bool, &str, &'static str)| {

@@ -51,6 +51,25 @@ fn every_format_is_made_and_runs() {
 }
 
 #[test]
+fn scales_are_searched_where_no_other_tool_has_to_make_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    for (format, usual) in [
+        ("int8", "search"),
+        ("int4_g128", "search"),
+        ("fp8_row", "search"),
+        ("nvfp4", "search"),
+        ("mxfp4", "search"),
+        ("fp8_tensor", "rtn"),
+        ("nf4", "rtn"),
+        ("q4_0", "rtn"),
+    ] {
+        let out = folder.path().join(format);
+        let made = json(&["quantize", "demo", "--to", format, "-o", text(&out)]);
+        assert_eq!(made["quantizer"], usual, "{format}");
+    }
+}
+
+#[test]
 fn dense_formats_go_into_both_containers() {
     let folder = tempfile::tempdir().unwrap();
     for container in ["safetensors", "gguf"] {
