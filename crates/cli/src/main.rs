@@ -2,8 +2,10 @@
 
 mod args;
 mod cards;
+mod change;
 mod commands;
 mod exit;
+mod fitting;
 mod how;
 mod loading;
 mod making;

@@ -90,7 +90,8 @@ fn start(args: &OptimizeArgs, progress: &dyn Progress) -> anyhow::Result<(PathBu
     progress.at("looking at the machine", 0, 1);
     let machine = Machine::analyse(Some(settings.threads));
     let model = shop.model_facts(&name, progress)?;
-    let plan = planned(&shop, &settings, &machine, &model.stored_format, progress);
+    let most = args.measuring.max_make();
+    let plan = planned((&shop, &settings), &machine, (&model.stored_format, most), progress);
     announce(&plan, progress);
     let folder = args.run.clone().unwrap_or_else(|| {
         Path::new(RUNS).join(jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string())
@@ -192,10 +193,9 @@ fn settings(args: &OptimizeArgs, model_context: usize) -> anyhow::Result<Setting
 
 /// Sizes every candidate and orders those worth trying.
 fn planned(
-    shop: &Shop,
-    settings: &Settings,
+    (shop, settings): (&Shop, &Settings),
     machine: &Machine,
-    stored: &str,
+    (stored, max_make): (&str, Option<Seconds>),
     progress: &dyn Progress,
 ) -> Vec<Planned> {
     let basis = Basis {
@@ -205,6 +205,7 @@ fn planned(
         context: settings.context,
         batch: settings.batch,
         chunk: lathe_engine::Options::default().chunk,
+        max_make,
     };
     let mut base = plan(&basis, Candidate::base(stored, &settings.kv), Ok(shop.base_sizes()));
     // The base is measured whatever it takes: everything is compared with it.
@@ -228,7 +229,7 @@ fn candidates(shop: &Shop, settings: &Settings, stored: &str) -> Vec<Candidate> 
     let weights: Vec<Candidate> = settings
         .formats
         .iter()
-        .map(|text| Coding::parse(text))
+        .filter_map(|text| Coding::parse(text).ok())
         .filter(|coding| shop.is_worth_making(coding))
         .map(|coding| Candidate::of(coding, &settings.kv))
         .collect();

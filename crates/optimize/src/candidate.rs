@@ -18,10 +18,17 @@ pub struct Candidate {
 /// What weights are made into, in the words of `lathe quantize`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coding {
-    /// A format, or one of llama.cpp's mixes of them.
+    /// A format, a scheme, one of llama.cpp's mixes of formats, or as in `4.25bpw` the bits that a
+    /// weight may take where every matrix gets the format that suits it best.
     pub format: String,
     /// How the codes are chosen: a method's name.
     pub method: String,
+    /// How many layers are left out before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drop_layers: Option<usize>,
+    /// The seed of a rotation before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotate: Option<u64>,
     /// What is zeroed before, as in `sparsegpt:2:4`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prune: Option<String>,
@@ -53,9 +60,12 @@ pub const WAYS: &[Way] = &[
     way("bf16", PLAIN, "BF16"),
     way("q8_0", PLAIN, "GGUF Q8_0"),
     way("int8", PLAIN, "INT8 per channel"),
+    way("w8a8", "smoothquant", "INT8 W8A8, SmoothQuant"),
+    way("fp8_dynamic", PLAIN, "FP8 W8A8"),
     way("q6_k", PLAIN, "GGUF Q6_K"),
     way("q5_k_m", PLAIN, "GGUF Q5_K_M"),
     way("q4_k_m", PLAIN, "GGUF Q4_K_M"),
+    way("4.5bpw", PLAIN, "mixed, 4.5 bits"),
     way("q4_k_m", "gptq", "GGUF Q4_K_M, GPTQ"),
     way("q4_0", PLAIN, "GGUF Q4_0"),
     way("q3_k_m", "gptq", "GGUF Q3_K_M, GPTQ"),
@@ -70,38 +80,77 @@ pub const WAYS: &[Way] = &[
 pub const BASE: &str = "base";
 
 impl Coding {
-    /// `FORMAT`, `FORMAT+METHOD`, `FORMAT+PRUNING` or `FORMAT+METHOD+PRUNING`; what has a colon is
-    /// a pruning.
-    pub fn parse(text: &str) -> Self {
+    /// `FORMAT`, and behind it what is done before and how codes are chosen, each with a `+`:
+    /// `drop:LAYERS`, `rotate` or `rotate:SEED`, a method, and a pruning, which is what else has a
+    /// colon.
+    ///
+    /// **Errors**: a step that is not understood, or two of a kind.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.to_lowercase();
-        let (text, prune) = match text.rsplit_once('+') {
-            Some((rest, last)) if last.contains(':') => (rest, Some(last.to_owned())),
-            _ => (text.as_str(), None),
-        };
-        let (format, method) = text.split_once('+').unwrap_or((text, PLAIN));
-        Self { format: format.to_owned(), method: method.to_owned(), prune }
+        let mut parts = text.split('+');
+        let format = parts.next().unwrap_or_default().to_owned();
+        let mut coding = Self { format, ..Self::plain() };
+        for part in parts {
+            let number = |text: &str| text.parse().map_err(|_| format!("`{part}` needs a number"));
+            let twice = match part.split_once(':') {
+                None if part == "rotate" => coding.rotate.replace(0).is_some(),
+                Some(("rotate", seed)) => coding.rotate.replace(number(seed)?).is_some(),
+                Some(("drop", count)) => {
+                    let count = number(count)? as usize;
+                    coding.drop_layers.replace(count).is_some()
+                }
+                Some(_) => coding.prune.replace(part.to_owned()).is_some(),
+                None => std::mem::replace(&mut coding.method, part.to_owned()) != PLAIN,
+            };
+            if twice {
+                return Err(format!("`{part}` is the second of its kind"));
+            }
+        }
+        Ok(coding)
+    }
+
+    fn plain() -> Self {
+        let (format, method) = (String::new(), PLAIN.to_owned());
+        Self { format, method, drop_layers: None, rotate: None, prune: None }
     }
 
     /// The same in one word: `q4_k_m+gptq`.
     pub fn name(&self) -> String {
-        let method = Some(&self.method).filter(|method| *method != PLAIN);
-        let parts = [Some(&self.format), method, self.prune.as_ref()];
-        parts.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("+")
+        let parts = [
+            Some(self.format.clone()),
+            self.drop_layers.map(|count| format!("drop:{count}")),
+            self.rotate.map(|seed| match seed {
+                0 => "rotate".to_owned(),
+                seed => format!("rotate:{seed}"),
+            }),
+            Some(self.method.clone()).filter(|method| method != PLAIN),
+            self.prune.clone(),
+        ];
+        parts.into_iter().flatten().collect::<Vec<_>>().join("+")
+    }
+
+    /// Bits per weight to stay within, where formats are to be chosen for that.
+    pub fn budget(&self) -> Option<f64> {
+        let bits = self.format.strip_suffix("bpw")?.parse().ok()?;
+        (0.0 < bits && bits <= 64.0).then_some(bits)
     }
 
     fn label(&self) -> String {
         let known = WAYS.iter().find(|way| way.format == self.format && way.method == self.method);
-        let coded = known.map_or_else(
-            || match self.method.as_str() {
-                PLAIN => self.format.to_uppercase(),
-                method => format!("{}, {}", self.format.to_uppercase(), method.to_uppercase()),
-            },
-            |way| way.label.to_owned(),
-        );
-        match &self.prune {
-            Some(prune) => format!("{coded}, pruned by {prune}"),
-            None => coded,
+        let mut label = match (known, self.budget()) {
+            (Some(way), _) => way.label.to_owned(),
+            (None, Some(bits)) => format!("mixed, {bits} bits"),
+            (None, None) if self.method == PLAIN => self.format.to_uppercase(),
+            _ => format!("{}, {}", self.format.to_uppercase(), self.method.to_uppercase()),
+        };
+        label += if self.rotate.is_some() { ", rotated" } else { "" };
+        if let Some(count) = self.drop_layers {
+            label += &format!(", {count} layer{} fewer", if count == 1 { "" } else { "s" });
         }
+        if let Some(prune) = &self.prune {
+            label += &format!(", pruned by {prune}");
+        }
+        label
     }
 }
 
@@ -164,7 +213,7 @@ mod tests {
                 PLAIN => way.format.to_owned(),
                 method => format!("{}+{method}", way.format),
             };
-            let candidate = Candidate::of(Coding::parse(&name), "f16");
+            let candidate = Candidate::of(Coding::parse(&name).unwrap(), "f16");
             assert_eq!(candidate.id, name);
             assert_eq!(candidate.label, way.label);
             assert!(ids.insert(candidate.id) && labels.insert(way.label));
@@ -173,7 +222,7 @@ mod tests {
 
     #[test]
     fn prunings_are_spelt_behind_format_and_method() {
-        let prune = |text: &str| Coding::parse(text);
+        let prune = |text: &str| Coding::parse(text).unwrap();
         let both = prune("q4_k_m+gptq+SparseGPT:2:4");
         assert_eq!((both.method.as_str(), both.prune.as_deref()), ("gptq", Some("sparsegpt:2:4")));
         assert_eq!(both.name(), "q4_k_m+gptq+sparsegpt:2:4");
@@ -185,11 +234,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_done_before_is_spelt_in_any_order() {
+        let coding = Coding::parse("int4_g128+gptq+rotate+drop:2").unwrap();
+        assert_eq!((coding.rotate, coding.drop_layers), (Some(0), Some(2)));
+        assert_eq!(coding.name(), "int4_g128+drop:2+rotate+gptq");
+        assert_eq!(Coding::parse(&coding.name()), Ok(coding.clone()));
+        let label = Candidate::of(coding, "f16").label;
+        assert_eq!(label, "INT4 g128, GPTQ, rotated, 2 layers fewer");
+        assert_eq!(Coding::parse("q4_0+rotate:7").unwrap().rotate, Some(7));
+        for bad in ["q4_0+rotate:x", "q4_0+gptq+awq", "q4_0+drop:", "q4_0+drop:1+drop:2"] {
+            assert!(Coding::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_budget_is_spelt_in_bits_per_weight() {
+        let budget = |text: &str| Coding::parse(text).unwrap().budget();
+        assert_eq!(budget("4.25bpw"), Some(4.25));
+        assert_eq!((budget("q4_0"), budget("bpw"), budget("0bpw"), budget("NaNbpw")), Default::default());
+        let candidate = Candidate::of(Coding::parse("4.25BPW").unwrap(), "f16");
+        assert_eq!((candidate.id.as_str(), candidate.label.as_str()), ("4.25bpw", "mixed, 4.25 bits"));
+    }
+
+    #[test]
     fn another_kv_cache_runs_the_same_files() {
         let base = Candidate::base("bf16", "f16");
         let other = base.with_kv("int8");
         assert_eq!((other.files(), other.label.as_str()), (BASE, "BF16, KV INT8"));
         assert!(base.is_base() && !other.is_base());
-        assert_eq!(Candidate::of(Coding::parse("Q4_0"), "f16").with_kv("int8").files(), "q4_0");
+        let other = Candidate::of(Coding::parse("Q4_0").unwrap(), "f16").with_kv("int8");
+        assert_eq!(other.files(), "q4_0");
     }
 }

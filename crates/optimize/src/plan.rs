@@ -51,6 +51,8 @@ pub struct Basis<'a> {
     pub batch: usize,
     /// Positions of one prefill chunk: the width of the activation buffers.
     pub chunk: usize,
+    /// The longest that making one candidate may take.
+    pub max_make: Option<Seconds>,
 }
 
 /// What a candidate's weights take, as planned by whoever makes it.
@@ -126,6 +128,10 @@ fn reason_to_drop(basis: &Basis<'_>, planned: &Planned) -> Option<String> {
     if planned.make.memory > capacity {
         let make = planned.make.memory;
         return Some(format!("making it needs {make} of memory; this machine has {capacity}"));
+    }
+    if let Some(limit) = basis.max_make.filter(|limit| planned.make.time.0 > limit.0) {
+        let make = planned.make.time;
+        return Some(format!("making it takes about {make}, more than the {limit} of --max-make"));
     }
     let (needed, roof) = (basis.requirements.min_decode_tps?, planned.decode_roof?);
     (roof * ROOF_MARGIN < needed).then(|| {

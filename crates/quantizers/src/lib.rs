@@ -49,7 +49,7 @@ pub use method::{METHODS, Method, Pipeline, Settings};
 pub use mix::{MIXES, Matrix, Mix, Overrides, Rule, Shape, mix_by_name};
 pub use plan::{Input, Plan, Planned};
 pub use prune::{Criterion, Pattern, Prune, keeps_zeros};
-pub use quantizer::{Coded, Quantizer, Rtn, Search};
+pub use quantizer::{Coded, Quantizer, Rtn, Search, Weighted};
 pub use recipe::{Recipe, SCHEMES, Scheme, Target};
 pub use rotate::{Hadamard, Rotated};
 pub use smooth::Smooth;

@@ -1,6 +1,6 @@
 use lathe_formats::AnyFormat;
 
-use crate::{Awq, Error, Gptq, Needs, Quantizer, Rtn, Search, Smooth, Transform};
+use crate::{Awq, Error, Gptq, Needs, Quantizer, Rtn, Search, Smooth, Transform, Weighted};
 
 /// A way to choose codes that users ask for by name.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +49,13 @@ pub static METHODS: &[Method] = &[
         make: |_| Ok(Pipeline::of(Search)),
     },
     Method {
+        name: "imatrix",
+        about: "as rtn, by importance of columns: llama.cpp's way, its matrix measured on the spot",
+        needs: Needs::Importance,
+        suits: |_| true,
+        make: |_| Ok(Pipeline::of(Weighted)),
+    },
+    Method {
         name: "gptq",
         about: "column by column, each making up for the errors of those before it",
         needs: Needs::Hessian,
@@ -79,6 +86,11 @@ pub static METHODS: &[Method] = &[
 ];
 
 impl Method {
+    /// Whether mixes of formats should be those for files with an importance matrix.
+    pub fn weighs(&self) -> bool {
+        self.name == "imatrix"
+    }
+
     /// The method of this name.
     pub fn by_name(name: &str) -> Option<&'static Self> {
         METHODS.iter().find(|method| method.name == name)

@@ -81,6 +81,31 @@ impl Quantizer for Rtn {
     }
 }
 
+/// Round to nearest where errors count by the mean square of what each column is multiplied with:
+/// what an importance matrix is for, measured on the spot.
+#[derive(Clone, Copy, Debug)]
+pub struct Weighted;
+
+impl Quantizer for Weighted {
+    fn name(&self) -> &'static str {
+        "imatrix"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Importance
+    }
+
+    fn quantize(
+        &self,
+        weights: &dyn Rows,
+        stats: Option<&Stats>,
+        to: &'static dyn AnyFormat,
+        threads: usize,
+    ) -> Result<Coded, Error> {
+        Rtn.quantize(weights, stats, to, threads)
+    }
+}
+
 /// Round to nearest after a search for the scales (and zero points) that lose least, weighted by
 /// the importance of the columns where it is known.
 #[derive(Clone, Copy, Debug)]

@@ -14,6 +14,9 @@ use crate::{
     walk,
 };
 
+/// How long one of the usual configurations may take to make.
+const USUAL_MAKE: Seconds = Seconds(3600.0);
+
 /// Options of `lathe optimize`.
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -104,11 +107,16 @@ pub(crate) struct Needs {
 #[derive(Args)]
 #[command(next_help_heading = "Measuring")]
 pub(crate) struct Measuring {
-    /// What weights are made into, as in q8_0,q4_k_m,int4_g128+gptq: formats or mixes, each with
-    /// a method of `lathe quantize` and what its --prune takes, as in q4_0+gptq+sparsegpt:2:4
+    /// What weights are made into, as in q8_0,q4_k_m,int4_g128+gptq: what `lathe quantize --to`
+    /// takes, or bits per weight to choose formats for, as in 4.25bpw; and with it a method, what
+    /// --prune takes, `rotate` and `drop:LAYERS`, as in q4_0+gptq+sparsegpt:2:4
     /// [default: the usual ones]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     formats: Vec<String>,
+    /// Longest time that making one configuration may take, as estimated before
+    /// [default: 1h; any with --formats or --exhaustive]
+    #[arg(long, value_name = "TIME")]
+    max_make: Option<Seconds>,
     /// Types of the KV cache: the first is every configuration's, further ones are tried on the
     /// model as it came, and on --formats [default: f16; without --formats also int8]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = lathe_formats::KvType::NAMES)]
@@ -195,27 +203,8 @@ impl Measuring {
             });
             return Ok(usual.collect());
         }
-        let mut asked = Vec::new();
-        for text in &self.formats {
-            let mut coding = Coding::parse(text);
-            if let Some(asked) = &mut coding.prune {
-                let prune = prune(asked).map_err(|error| anyhow!("--formats {text}: {error}"))?;
-                // However it was written, it has one name.
-                *asked = prune.to_string();
-            }
-            let method = Method::by_name(&coding.method).ok_or_else(|| {
-                let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
-                let (found, known) = (&coding.method, known.join(", "));
-                anyhow!("--formats {text}: there is no method `{found}`; choose from {known}")
-            })?;
-            let recipe = goal(&coding.format)
-                .map_err(|error| anyhow!("--formats {text}: {error}"))?
-                .recipe()?;
-            if !(method.suits)(recipe.to) {
-                bail!("--formats {text}: {} is not for {}", method.name, coding.format);
-            }
-            asked.push(coding.name());
-        }
+        let coding = |text: &String| coding(text).map_err(|why| anyhow!("--formats {text}: {why}"));
+        let mut asked = self.formats.iter().map(coding).collect::<anyhow::Result<Vec<_>>>()?;
         asked.dedup();
         Ok(asked)
     }
@@ -230,10 +219,38 @@ impl Measuring {
         }
     }
 
+    /// The longest that making one configuration may take.
+    pub(crate) fn max_make(&self) -> Option<Seconds> {
+        self.max_make.or((!self.chose_formats() && !self.exhaustive).then_some(USUAL_MAKE))
+    }
+
     /// Whether the user chose the formats.
     pub(crate) fn chose_formats(&self) -> bool {
         !self.formats.is_empty()
     }
+}
+
+/// The name of what `--formats` asks for, however it was written.
+fn coding(text: &str) -> anyhow::Result<String> {
+    let mut coding = Coding::parse(text).map_err(anyhow::Error::msg)?;
+    if let Some(asked) = &mut coding.prune {
+        *asked = prune(asked).map_err(anyhow::Error::msg)?.to_string();
+    }
+    if coding.budget().is_some() {
+        if coding.method != PLAIN || coding.prune.is_some() {
+            bail!("formats for a budget are searched with methods of their own; give it alone");
+        }
+        return Ok(coding.name());
+    }
+    let method = Method::by_name(&coding.method).ok_or_else(|| {
+        let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
+        anyhow!("there is no method `{}`; choose from {}", coding.method, known.join(", "))
+    })?;
+    let recipe = goal(&coding.format).map_err(anyhow::Error::msg)?.recipe()?;
+    if !(method.suits)(recipe.to) {
+        bail!("{} is not for {}", method.name, coding.format);
+    }
+    Ok(coding.name())
 }
 
 pub(crate) fn positive(text: &str) -> Result<f64, String> {

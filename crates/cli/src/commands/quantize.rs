@@ -14,13 +14,14 @@ use lathe_formats::AnyFormat;
 use lathe_models::Model;
 use lathe_preflight::Answer;
 use lathe_quantizers::{
-    Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rotated, Rule, Scheme, Settings,
+    Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rule, Scheme, Settings,
     Smooth, Stored, Summary, Target, Weights, mix_by_name,
 };
 use serde::Serialize;
 
 use crate::{
     args::Global,
+    change::Change,
     commands::{
         calibration::CalibrationArgs, optimize::at_least_one, options::place,
         system::default_threads,
@@ -208,9 +209,6 @@ struct Quantized<'a> {
 }
 
 pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> {
-    if args.budget.budget().is_some() {
-        return budget::run(&args, global);
-    }
     let bar = ui::Bar::new(global.quiet);
     let checkpoint = open::checkpoint(&args.model, &bar)?;
     let model = Model::read(&checkpoint).with_context(|| args.model.clone())?;
@@ -218,42 +216,66 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
     let stored = Stored { model: &model, checkpoint: &checkpoint };
     let texts = Texts { args: &args.calibration, checkpoint: &checkpoint, model: &model };
     let dropped = args.pruning.dropped(&stored, &texts, threads, &bar)?;
-    let shortened = dropped.as_ref().map(|dropped| dropped.of(&stored, &checkpoint)).transpose()?;
-    let weights: &dyn Weights = shortened.as_ref().map_or(&stored, |shortened| shortened);
-    let rotated = args.rotate.map(|seed| Rotated::new(weights, seed, threads)).transpose()?;
-    let weights: &dyn Weights = rotated.as_ref().map_or(weights, |rotated| rotated);
-    let plan = Plan::new(weights.model(), &checkpoint, &args.recipe()?)?;
-    let out = args.out(&plan);
-    args.check_out(&out, &checkpoint, &plan)?;
-    let answers = args.check_loading(weights.model(), &checkpoint, &plan, &bar)?;
-    let how = args.how(&texts, &plan, &bar)?;
-    rotated.iter().flat_map(Rotated::notes).for_each(|note| bar.note(&note));
-    let making = Making {
-        checkpoint: &checkpoint,
-        weights,
-        plan: &plan,
-        name: &stem(&args.model),
-        out: &out,
-        how: &how,
-        threads,
-        replace: args.force,
-        measure: true,
-    };
-    bar.note(&format!(
-        "{} → {}: {} in {}, {:.2} bits per weight",
-        args.model,
-        out.display(),
-        plan.bytes(),
-        plan.format.name(),
-        plan.bits_per_weight()
-    ));
-    let mut summary = making.carry_out(&bar).with_context(|| args.model.clone())?;
-    summary.notes.extend(dropped.map(|dropped| dropped.why));
-    if args.pruning.prune.is_some() {
-        summary.notes.extend(pruning_notes(&plan));
-    }
-    bar.clear();
-    if global.json {
+    let change = Change { dropped, rotate: args.rotate };
+    change.view(&stored, &checkpoint, threads, |weights, notes| {
+        let work = Work { args: &args, weights, texts: &texts, threads, notes, bar: &bar };
+        match args.budget.budget() {
+            Some(budget) => budget::run(work, budget, global.json),
+            None => work.make(global.json),
+        }
+    })?;
+    Ok(Ended::Well)
+}
+
+/// What is to be quantized: a model, changed as asked for.
+struct Work<'a> {
+    args: &'a QuantizeArgs,
+    weights: &'a dyn Weights,
+    texts: &'a Texts<'a>,
+    threads: usize,
+    /// Of what was changed.
+    notes: Vec<String>,
+    bar: &'a ui::Bar,
+}
+
+impl Work<'_> {
+    fn make(self, json: bool) -> anyhow::Result<()> {
+        let Self { args, weights, texts, threads, notes, bar } = self;
+        let checkpoint = texts.checkpoint;
+        let plan = Plan::new(weights.model(), checkpoint, &args.recipe()?)?;
+        let out = args.out(&plan);
+        args.check_out(&out, checkpoint, &plan)?;
+        let answers = args.check_loading(weights.model(), checkpoint, &plan, bar)?;
+        let how = args.how(texts, &plan, bar)?;
+        let making = Making {
+            checkpoint,
+            weights,
+            plan: &plan,
+            name: &stem(&args.model),
+            out: &out,
+            how: &how,
+            threads,
+            replace: args.force,
+            measure: true,
+        };
+        bar.note(&format!(
+            "{} → {}: {} in {}, {:.2} bits per weight",
+            args.model,
+            out.display(),
+            plan.bytes(),
+            plan.format.name(),
+            plan.bits_per_weight()
+        ));
+        let mut summary = making.carry_out(bar).with_context(|| args.model.clone())?;
+        summary.notes.extend(notes);
+        let pruned = args.pruning.prune.is_some();
+        if pruned {
+            summary.notes.extend(pruning_notes(&plan));
+        }
+        bar.clear();
+        if !json {
+            return ui::out(&words(&summary, &out, pruned));
+        }
         ui::json(&Quantized {
             model: &args.model,
             out: &out,
@@ -261,11 +283,8 @@ pub(crate) fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<Ended> 
             relative_square_error: relative_error(&summary.tensors),
             engines: &answers,
             run: run_line(&out),
-        })?;
-    } else {
-        ui::out(&words(&summary, &out, args.pruning.prune.is_some()))?;
+        })
     }
-    Ok(Ended::Well)
 }
 
 /// A mix of llama.cpp's, a scheme or a format. Where a mix is called like a format, such as `q4_0`,
@@ -319,7 +338,7 @@ impl QuantizeArgs {
         let usual = self.to.recipe()?;
         let folder = self.layout.map(|_| Target::SafeTensors);
         Ok(Recipe {
-            importance: self.imatrix.is_some(),
+            importance: self.imatrix.is_some() || self.method.is_some_and(Method::weighs),
             embeddings: self.embeddings,
             head: self.head,
             pure: self.pure,
@@ -488,9 +507,7 @@ fn words(summary: &Summary, out: &Path, pruned: bool) -> String {
     if pruned {
         text += &format!("\n{}", pruning::sparsity(&summary.tensors));
     }
-    for note in &summary.notes {
-        text += &format!("{} {note}\n", ui::yellow("note:"));
-    }
+    text.extend(summary.notes.iter().map(|note| ui::note(note)));
     let smaller = summary.bytes_in.0 as f64 / summary.bytes_out.0.max(1) as f64;
     text += &format!(
         "\n{} in {}: {} → {} (× {:.2} smaller), {:.2} bits per weight\n",

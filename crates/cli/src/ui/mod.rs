@@ -21,6 +21,11 @@ pub(crate) fn out(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// A line that says what a reader should know.
+pub(crate) fn note(text: &str) -> String {
+    format!("{} {text}\n", yellow("note:"))
+}
+
 /// Prints a value as JSON, indented.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     out(&(serde_json::to_string_pretty(value)? + "\n"))

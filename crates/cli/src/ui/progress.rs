@@ -28,6 +28,7 @@ struct Pace {
     total: u64,
     /// Where it was first seen: resumed work does not begin at 0.
     first: u64,
+    latest: u64,
     start: Instant,
     /// When a line was written last.
     last: Instant,
@@ -35,15 +36,16 @@ struct Pace {
 
 impl Pace {
     fn new() -> Self {
-        Self { total: 0, first: 0, start: Instant::now(), last: Instant::now() }
+        Self { total: 0, first: 0, latest: 0, start: Instant::now(), last: Instant::now() }
     }
 
     /// What the rest will take, in words; empty before there is something to go by.
     fn left(&mut self, done: u64, total: u64) -> String {
         // Work of another size, or that is behind where it was, is other work.
-        if total != self.total || done < self.first {
+        if total != self.total || done < self.latest {
             (self.total, self.first, self.start) = (total, done, Instant::now());
         }
+        self.latest = done;
         let (gone, rest) = (done - self.first, total.saturating_sub(done));
         let took = self.start.elapsed();
         if gone == 0 || rest == 0 || took < LINE_EVERY {
@@ -131,5 +133,8 @@ mod tests {
         assert_eq!(pace.left(100, 100), "", "done");
         assert_eq!(pace.left(3, 10), "", "other work");
         assert_eq!((pace.first, pace.total), (3, 10));
+        pace.start -= Duration::from_secs(20);
+        assert_eq!(pace.left(5, 10), ", about 50 s left");
+        assert_eq!(pace.left(4, 10), "", "behind where it was: another round");
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use lathe_api::{Engine, Event, Flow, Request, Sampling};
-use lathe_base::{Progress, Seconds, Silent};
+use lathe_base::{Bytes, Progress, Seconds, Silent};
 use lathe_eval::{
     ChoicesRaw, CompareOptions, DataRaw, Encoder, QualityRaw, Subject, compare, score_choices,
 };
@@ -18,7 +18,9 @@ use lathe_optimize::{
     Candidate, Coding, Cost, EngineOrder, Made, ModelFacts, Settings, Sizes, Workshop, sha256,
     size_of,
 };
-use lathe_quantizers::{Calibration, Method, Needs, Plan, Prune, Stored, Target};
+use lathe_quantizers::{
+    Calibration, Method, Needs, Plan, Prune, Recipe, Stored, Summary, Target, Weights, mix::Budget,
+};
 use lathe_tokens::{Template, Tokenizer};
 
 use super::{
@@ -26,10 +28,12 @@ use super::{
     facts::model_hashes,
 };
 use crate::{
+    change::{Change, Dropped},
     commands::{
         calibration::CalibrationArgs,
         quantize::{goal, pruning_notes},
     },
+    fitting::Fitting,
     how::How,
     making::Making,
     open,
@@ -37,6 +41,9 @@ use crate::{
 
 /// How long the text is that every candidate writes for the eye.
 const SAMPLE_TOKENS: usize = 60;
+
+/// What is not chosen for a budget, such as what is too small to matter, is made as in this mix.
+const BUDGETS_REST: &str = "q8_0";
 
 /// Rows whose coding is timed.
 const SAMPLE_ROWS: usize = 64;
@@ -162,17 +169,19 @@ impl Shop {
     }
 
     /// Whether a format or mix can make the model smaller: nothing is gained by writing a model in
-    /// the format that it has, or one with more bits. Pruned weights are made as they are asked for.
+    /// the format that it has, or one with more bits. What changes more than the format is made as
+    /// it is asked for.
     pub(crate) fn is_worth_making(&self, coding: &Coding) -> bool {
-        let stored = self.stored_format();
         let bits = |name: &str| {
             let format = lathe_formats::by_name(name).ok()?;
             Some(format.row_bytes(4096) as f64 * 8.0 / 4096.0)
         };
-        let wanted = goal(&coding.format).ok();
-        let wanted = wanted.and_then(|goal| Some(goal.recipe().ok()?.to.name()));
-        match (bits(&stored), wanted.and_then(bits)) {
-            (Some(stored), Some(candidate)) => candidate < stored || coding.prune.is_some(),
+        let changed =
+            coding.prune.is_some() || coding.drop_layers.is_some() || coding.rotate.is_some();
+        let wanted = goal(&coding.format).ok().and_then(|goal| goal.recipe().ok());
+        let wanted = coding.budget().or_else(|| bits(wanted?.to.name()));
+        match (bits(&self.stored_format()), wanted) {
+            (Some(stored), Some(candidate)) => candidate < stored || changed,
             _ => true,
         }
     }
@@ -185,29 +194,78 @@ impl Shop {
         // Rows of other tokens, and experts that a token does not go through.
         let idle = spec.parameters() - spec.active_parameters();
         let unread = (idle as f64 * bits / 8.0) as u64;
-        let read = lathe_base::Bytes(stored.0.saturating_sub(unread));
+        let read = Bytes(stored.0.saturating_sub(unread));
         Sizes { weights: stored, read, bits_per_weight: bits, make: Cost::default() }
     }
 
     /// What a candidate will take, from the plan by which it is made.
     pub(crate) fn sizes(&self, candidate: &Candidate) -> Result<Sizes, String> {
         let Some(coding) = &candidate.weights else { return Ok(self.base_sizes()) };
-        let plan = self.plan(coding)?;
-        let read = |tensor: &lathe_quantizers::Planned| {
-            let weight = tensor.roles.first().and_then(|role| self.model.find(*role));
-            let used = weight.map_or(1.0, |found| self.spec().use_per_token(&found.weight));
-            tensor.bytes().0 as f64 * used
-        };
-        let read: f64 = plan.tensors.iter().map(read).sum();
-        let read = lathe_base::Bytes(read as u64);
-        let bits_per_weight = plan.bits_per_weight();
-        let make = self.cost(coding, &plan).map_err(|error| format!("{error:#}"))?;
-        Ok(Sizes { weights: plan.bytes(), read, bits_per_weight, make })
+        self.sizes_of(coding).map_err(|error| format!("{error:#}"))
     }
 
-    fn plan(&self, coding: &Coding) -> Result<Plan, String> {
-        let recipe = goal(&coding.format)?.recipe().map_err(|error| format!("{error:#}"))?;
-        Plan::new(&self.model, &self.checkpoint, &recipe).map_err(|error| error.to_string())
+    fn sizes_of(&self, coding: &Coding) -> anyhow::Result<Sizes> {
+        // Which layers go does not matter for what is left, nor does a rotation.
+        let dropped = coding.drop_layers.map(Dropped::any);
+        let change = Change { dropped, rotate: None };
+        change.view(&self.stored(), &self.checkpoint, self.settings.threads, |weights, _| {
+            let recipe = recipe(coding)?;
+            let plan = Plan::new(weights.model(), &self.checkpoint, &recipe)?;
+            let read = |tensor: &lathe_quantizers::Planned| {
+                let weight = tensor.roles.first().and_then(|role| weights.model().find(*role));
+                let used = weight.map_or(1.0, |found| weights.spec().use_per_token(&found.weight));
+                tensor.bytes().0 as f64 * used
+            };
+            let read: f64 = plan.tensors.iter().map(read).sum();
+            let planned = plan.bytes();
+            let Some(bits) = coding.budget() else {
+                return Ok(Sizes {
+                    weights: planned,
+                    read: Bytes(read as u64),
+                    bits_per_weight: plan.bits_per_weight(),
+                    make: self.cost(coding, weights, &plan)?,
+                });
+            };
+            let (out, calibration) = (Path::new("mixed"), self.calibration(&Silent)?);
+            let fitting = self.fitting((bits, calibration), weights, (&plan, &recipe), out);
+            let expected = fitting.expected(arithmetic(self.settings.threads))?;
+            let share = read / planned.0.max(1) as f64;
+            Ok(Sizes {
+                weights: expected.bytes,
+                read: Bytes((expected.bytes.0 as f64 * share) as u64),
+                bits_per_weight: bits,
+                make: Cost { time: expected.time, memory: expected.memory },
+            })
+        })
+    }
+
+    fn stored(&self) -> Stored<'_> {
+        Stored { model: &self.model, checkpoint: &self.checkpoint }
+    }
+
+    fn fitting<'a>(
+        &'a self,
+        (bits, calibration): (f64, &'a Calibration),
+        weights: &'a dyn Weights,
+        (plan, recipe): (&'a Plan, &'a Recipe),
+        out: &'a Path,
+    ) -> Fitting<'a> {
+        Fitting {
+            checkpoint: &self.checkpoint,
+            weights,
+            plan,
+            recipe,
+            budget: Budget::Bits(bits),
+            reserved: Bytes(0),
+            formats: &[],
+            calibration,
+            name: &self.name,
+            out,
+            threads: self.settings.threads,
+            max_memory: None,
+            replace: true,
+            measure: false,
+        }
     }
 
     /// How a candidate's codes are chosen.
@@ -239,7 +297,7 @@ impl Shop {
 
     /// What making a candidate takes: its formats are timed on a few rows of the model itself,
     /// calibration is counted in operations at the rate that is measured here.
-    fn cost(&self, coding: &Coding, plan: &Plan) -> anyhow::Result<Cost> {
+    fn cost(&self, coding: &Coding, weights: &dyn Weights, plan: &Plan) -> anyhow::Result<Cost> {
         let rate = self.seconds_per_weight(plan)?;
         let time = rate * plan.parameters() as f64;
         let memory = plan.largest();
@@ -264,7 +322,7 @@ impl Shop {
         let time = time + operations / arithmetic(self.settings.threads);
         let making = Making {
             checkpoint: &self.checkpoint,
-            weights: &Stored { model: &self.model, checkpoint: &self.checkpoint },
+            weights,
             plan,
             name: &self.name,
             out: Path::new(""),
@@ -308,6 +366,80 @@ impl Shop {
     }
 }
 
+/// What weights are made into.
+fn recipe(coding: &Coding) -> anyhow::Result<Recipe> {
+    let name = if coding.budget().is_some() { BUDGETS_REST } else { &coding.format };
+    let recipe = goal(name).map_err(anyhow::Error::msg)?.recipe()?;
+    let importance = Method::by_name(&coding.method).is_some_and(Method::weighs);
+    Ok(Recipe { importance, ..recipe })
+}
+
+impl Shop {
+    fn make_coding(
+        &self,
+        coding: &Coding,
+        out: PathBuf,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Made> {
+        let (start, threads) = (Instant::now(), self.settings.threads);
+        let least = |count: usize| {
+            let texts = self.calibration(progress)?.clone();
+            Dropped::least(count, &self.stored(), texts, threads, progress)
+        };
+        let dropped = coding.drop_layers.map(least).transpose()?;
+        let change = Change { dropped, rotate: coding.rotate };
+        change.view(&self.stored(), &self.checkpoint, threads, |weights, notes| {
+            let recipe = recipe(coding)?;
+            let plan = Plan::new(weights.model(), &self.checkpoint, &recipe)?;
+            let path = match plan.target {
+                Target::Gguf => out.with_added_extension("gguf"),
+                Target::SafeTensors => out,
+            };
+            let summary = match coding.budget() {
+                Some(bits) => {
+                    let calibration = self.calibration(progress)?;
+                    let both = (&plan, &recipe);
+                    let fitted = self
+                        .fitting((bits, calibration), weights, both, &path)
+                        .carry_out(progress)?;
+                    fitted.summary
+                }
+                None => self.coded(coding, weights, (&plan, &path), progress)?,
+            };
+            let pruned = coding.prune.as_ref().map(|_| pruning_notes(&plan)).unwrap_or_default();
+            Ok(Made {
+                size: size_of(&path)?,
+                bits_per_weight: summary.bits_per_weight,
+                seconds: start.elapsed().into(),
+                notes: [summary.notes, notes, pruned].concat(),
+                path,
+            })
+        })
+    }
+
+    fn coded(
+        &self,
+        coding: &Coding,
+        weights: &dyn Weights,
+        (plan, path): (&Plan, &Path),
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Summary> {
+        let making = Making {
+            checkpoint: &self.checkpoint,
+            weights,
+            plan,
+            name: &self.name,
+            out: path,
+            how: &self.how(coding, plan, progress)?,
+            threads: self.settings.threads,
+            // What lies there is a candidate whose record was lost: an interrupted run's.
+            replace: true,
+            measure: false,
+        };
+        making.carry_out(progress)
+    }
+}
+
 impl Workshop for Shop {
     fn make(
         &self,
@@ -315,36 +447,8 @@ impl Workshop for Shop {
         out: PathBuf,
         progress: &dyn Progress,
     ) -> Result<Made, String> {
-        let start = Instant::now();
         let coding = candidate.weights.as_ref().ok_or("the base is there already")?;
-        let plan = self.plan(coding)?;
-        let path = match plan.target {
-            Target::Gguf => out.with_extension("gguf"),
-            Target::SafeTensors => out,
-        };
-        let making = Making {
-            checkpoint: &self.checkpoint,
-            weights: &Stored { model: &self.model, checkpoint: &self.checkpoint },
-            plan: &plan,
-            name: &self.name,
-            out: &path,
-            how: &self.how(coding, &plan, progress).map_err(|error| format!("{error:#}"))?,
-            threads: self.settings.threads,
-            // What lies there is a candidate whose record was lost: an interrupted run's.
-            replace: true,
-            measure: false,
-        };
-        let mut summary = making.carry_out(progress).map_err(|error| format!("{error:#}"))?;
-        if coding.prune.is_some() {
-            summary.notes.extend(pruning_notes(&plan));
-        }
-        Ok(Made {
-            size: size_of(&path).map_err(|error| error.to_string())?,
-            bits_per_weight: summary.bits_per_weight,
-            seconds: start.elapsed().into(),
-            notes: summary.notes,
-            path,
-        })
+        self.make_coding(coding, out, progress).map_err(|error| format!("{error:#}"))
     }
 
     fn open(&self, order: &EngineOrder) -> Result<Box<dyn Engine>, String> {

@@ -1,6 +1,6 @@
 use lathe_base::{Bytes, Seconds};
 use lathe_engine::LayerRunner;
-use lathe_models::{Layer, Spec};
+use lathe_models::{Kind, Layer, Spec};
 
 use super::{
     coded::MOST_CODES,
@@ -121,13 +121,40 @@ fn statistics(subject: &Subject<'_>, spec: &Spec) -> u64 {
     all + spec.layers.iter().map(gathered).max().unwrap_or(0)
 }
 
+/// Additions and multiplications that a search takes at most.
+pub(super) fn operations(subject: &Subject<'_>, effort: Effort) -> f64 {
+    let spec = subject.weights.spec();
+    let tokens = |texts: &[Vec<u32>]| texts.iter().map(Vec::len).sum::<usize>() as f64;
+    let (fitted, measured) = (tokens(&subject.texts.fitted), tokens(&subject.texts.measured));
+    let forward = 2.0 * spec.active_parameters() as f64;
+    let (alone, around) = measurements(subject, effort);
+    // A change in the middle is computed from there on.
+    let measuring = forward * measured * (1.0 + alone as f64 / 2.0 + around as f64);
+    let solves = subject.quantizer.needs() == Needs::Hessian;
+    let linears = spec.weights().into_iter().filter(|weight| weight.kind == Kind::Linear);
+    let (mut products, mut solving) = (0.0, 0.0);
+    for weight in linears {
+        let (rows, cols) = (weight.rows as f64, weight.cols as f64);
+        products += fitted * cols * cols / 2.0;
+        solving += rows * cols * cols;
+    }
+    let options = subject.items.iter().map(|item| item.options.len()).max().unwrap_or(0) as f64;
+    // The codes of all options, and those of the result once more, layer by layer.
+    let coding = if solves { solving * options } else { 0.0 };
+    measuring + forward * fitted + products + coding + 2.0 * forward * fitted + products + solving
+}
+
+/// How many are made of one matrix alone, and at most around the result: a step to each side, from
+/// the latest model that was measured.
+fn measurements(subject: &Subject<'_>, effort: Effort) -> (usize, usize) {
+    let alone = subject.items.iter().map(|item| item.options.len().min(effort.anchors)).sum();
+    (alone, 2 * subject.items.len() * effort.rounds)
+}
+
 /// The measurements that a search makes at most before it looks around its result, and what they
 /// take if a run of the whole model takes `pass`: a change in the middle is computed from there on.
 pub(super) fn words(subject: &Subject<'_>, effort: Effort, pass: Seconds) -> String {
-    let alone: usize =
-        subject.items.iter().map(|item| item.options.len().min(effort.anchors)).sum();
-    // A step to each side, from the latest model that was measured.
-    let around = 2 * subject.items.len() * effort.rounds;
+    let (alone, around) = measurements(subject, effort);
     let least = Seconds(pass.0 * alone as f64 / 2.0);
     let rounds = match around {
         0 => String::new(),

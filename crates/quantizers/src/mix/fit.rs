@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
-use lathe_base::{Bytes, Progress};
+use lathe_base::{Bytes, Progress, Seconds};
 use lathe_formats::{AnyFormat, Blocks};
 use lathe_models::{Role, gguf::Source};
 use sha2::{Digest, Sha256};
@@ -88,20 +88,10 @@ const TWO_EACH: u64 = 200_000_000_000_000;
 pub fn fit(request: &Fit<'_>, progress: &dyn Progress) -> Result<Fitted, Error> {
     let start = Instant::now();
     let job = request.job;
-    let items = items(job.plan, request.formats);
-    if items.iter().any(|item| item.options.is_empty()) || items.is_empty() {
-        return Err(Error::Unsupported {
-            what: "a budget for this model".to_owned(),
-            instead: "its matrices fit none of the formats; name others with --formats".to_owned(),
-        });
-    }
-    let weights = job.weights;
-    let texts = Texts::divide(request.texts, weights.spec());
-    let (quantizer, threads) = (job.quantizer, job.threads);
-    let subject = Subject { weights, items: &items, texts: &texts, quantizer, threads };
+    let (items, texts) = (request.items()?, Texts::divide(request.texts, job.weights.spec()));
+    let subject = request.subject(&items, &texts);
     let mark = mark(job, request.texts);
-    let effort =
-        request.effort.unwrap_or_else(|| usual_effort(&items, &texts.measured, weights.spec()));
+    let effort = request.effort(&subject);
     let mut room = request.room(&items)?;
     let memory = Memory::new(&subject, room);
     memory.check(request.max_memory)?;
@@ -137,6 +127,33 @@ pub fn fit(request: &Fit<'_>, progress: &dyn Progress) -> Result<Fitted, Error> 
     }
 }
 
+/// What a [`fit`] takes, estimated beforehand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expected {
+    /// Of all weights' files.
+    pub bytes: Bytes,
+    pub time: Seconds,
+    /// At the peak.
+    pub memory: Bytes,
+}
+
+/// Estimates a [`fit`] without running the model, where `rate` operations are done in a second.
+///
+/// **Errors**: a budget that is too small ([`Error::Budget`]), and those of the plan.
+pub fn expected(request: &Fit<'_>, rate: f64) -> Result<Expected, Error> {
+    let job = request.job;
+    let (items, texts) = (request.items()?, Texts::divide(request.texts, job.weights.spec()));
+    let subject = request.subject(&items, &texts);
+    let room = request.room(&items)?;
+    let free = items.iter().flat_map(|item| &item.tensors).collect::<Vec<_>>();
+    let fixed = job.plan.tensors.iter().filter(|t| !free.contains(&&t.name)).map(|t| t.bytes());
+    Ok(Expected {
+        bytes: Bytes(room) + fixed.sum(),
+        time: Seconds(cost::operations(&subject, request.effort(&subject)) / rate),
+        memory: Memory::new(&subject, room).total(),
+    })
+}
+
 /// What came of making codes anew.
 struct Recoded {
     /// If they are better.
@@ -145,6 +162,29 @@ struct Recoded {
 }
 
 impl Fit<'_> {
+    /// The matrices whose formats are free.
+    fn items(&self) -> Result<Vec<Item>, Error> {
+        let items = items(self.job.plan, self.formats);
+        if items.iter().any(|item| item.options.is_empty()) || items.is_empty() {
+            return Err(Error::Unsupported {
+                what: "a budget for this model".to_owned(),
+                instead: "its matrices fit none of the formats; name others with --formats"
+                    .to_owned(),
+            });
+        }
+        Ok(items)
+    }
+
+    fn subject<'b>(&'b self, items: &'b [Item], texts: &'b Texts) -> Subject<'b> {
+        let Job { weights, quantizer, threads, .. } = *self.job;
+        Subject { weights, items, texts, quantizer, threads }
+    }
+
+    fn effort(&self, subject: &Subject<'_>) -> Effort {
+        let spec = subject.weights.spec();
+        self.effort.unwrap_or_else(|| usual_effort(subject.items, &subject.texts.measured, spec))
+    }
+
     /// Makes the codes anew and measures them.
     fn recoded(
         &self,

@@ -22,7 +22,7 @@ mod texts;
 
 pub use allocate::{Allocation, Choice, allocate};
 pub use assignment::Assignment;
-pub use fit::{Budget, Fit, Fitted, class, fit};
+pub use fit::{Budget, Expected, Fit, Fitted, class, expected, fit};
 pub use items::items;
 pub use journal::Remembered;
 pub use llama::{MIXES, Matrix, Mix, Shape, fallback, mix_by_name};

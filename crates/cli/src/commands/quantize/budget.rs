@@ -5,28 +5,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use lathe_base::Bytes;
-use lathe_files::gguf::Metadata;
 use lathe_formats::AnyFormat;
-use lathe_models::{Kind, Model, Spec};
+use lathe_models::Spec;
+use lathe_preflight::Answer;
 use lathe_quantizers::{
-    About, Calibration, Gptq, Job, Plan, Quantizer, Search, Stored, Target,
-    mix::{Assignment, Budget, Divergence, Fit, Fitted, Round, class, fit},
+    Calibration, Plan,
+    mix::{Assignment, Budget, Divergence, Fitted, Round, class},
 };
 use serde::Serialize;
 
-use super::{QuantizeArgs, format, stem};
-use crate::{
-    args::Global,
-    commands::{optimize::at_least_one, system::default_threads},
-    exit::Ended,
-    open, ui,
-};
-
-/// Memory for the products of inputs.
-const MOST_HESSIANS: u64 = 4 << 30;
+use super::{QuantizeArgs, Work, format, run_line, stem};
+use crate::{commands::optimize::at_least_one, fitting::Fitting, open, ui};
 
 /// How large the result may be, and what counts.
 #[derive(Args, Clone, Debug)]
@@ -60,12 +52,6 @@ pub(crate) struct BudgetArgs {
 }
 
 impl BudgetArgs {
-    /// Whether the inputs' products of all matrices may be held at once, as GPTQ wants them.
-    fn holds_hessians(&self, spec: &Spec) -> bool {
-        let matrices = spec.weights().into_iter().filter(|weight| weight.kind == Kind::Linear);
-        matrices.map(|weight| 4 * (weight.cols as u64).pow(2)).sum::<u64>() <= MOST_HESSIANS
-    }
-
     /// What was asked for, if anything.
     pub(crate) fn budget(&self) -> Option<Budget> {
         self.budget.map(Budget::Bytes).or(self.bpw.map(Budget::Bits))
@@ -94,60 +80,56 @@ fn bits(text: &str) -> Result<f64, String> {
 }
 
 /// Carries out the search and makes the file.
-pub(super) fn run(args: &QuantizeArgs, global: &Global) -> anyhow::Result<Ended> {
-    let bar = ui::Bar::new(global.quiet);
-    let own = &args.budget;
-    let budget = own.budget().context("--budget or --bpw is needed")?;
-    args.pruning.refuse("--budget and --bpw")?;
-    let checkpoint = open::checkpoint(&args.model, &bar)?;
-    let model = Model::read(&checkpoint).with_context(|| args.model.clone())?;
+pub(super) fn run(work: Work<'_>, budget: Budget, json: bool) -> anyhow::Result<()> {
+    let Work { args, weights, texts, threads, notes, bar } = work;
+    let (own, checkpoint) = (&args.budget, texts.checkpoint);
+    refuse(args)?;
     let recipe = args.recipe()?;
-    let plan = Plan::new(&model, &checkpoint, &recipe)?;
+    let plan = Plan::new(weights.model(), checkpoint, &recipe)?;
     let out = args.out.clone().context("-o: say what file or folder to make")?;
-    args.check_out(&out, &checkpoint, &plan)?;
-    let calibration = args.calibration.draw(&checkpoint, &model, &bar)?;
-    let tokenizer = match plan.target == Target::Gguf && checkpoint.gguf.is_none() {
-        true => open::tokenizer(&checkpoint)?.export(model.spec.vocab)?.metadata,
-        false => Metadata::new(),
-    };
-    let (gptq, search) = (Gptq::default(), Search);
-    let quantizer: &dyn Quantizer = if own.holds_hessians(&model.spec) { &gptq } else { &search };
-    let job = Job {
-        checkpoint: &checkpoint,
-        weights: &Stored { model: &model, checkpoint: &checkpoint },
+    args.check_out(&out, checkpoint, &plan)?;
+    let answers = args.check_loading(weights.model(), checkpoint, &plan, bar)?;
+    let calibration = texts.draw(bar)?;
+    let fitting = Fitting {
+        checkpoint,
+        weights,
         plan: &plan,
-        out: &out,
-        replace: args.force,
-        quantizer,
-        imatrix: None,
-        threads: args.threads.unwrap_or_else(default_threads),
-        measure: true,
-        about: &About { name: stem(&args.model), tokenizer },
-    };
-    let journal = out.with_added_extension("measured.jsonl");
-    let request = Fit {
-        job: &job,
         recipe: &recipe,
         budget,
-        reserved: own.reserved(&model.spec)?,
+        reserved: own.reserved(weights.spec())?,
         formats: &own.formats,
-        texts: &calibration.sequences,
-        effort: None,
-        recoder: Some(&gptq),
+        calibration: &calibration,
+        name: &stem(&args.model),
+        out: &out,
+        threads,
         max_memory: args.max_memory,
-        journal: &journal,
+        replace: args.force,
+        measure: true,
     };
-    let fitted = fit(&request, &bar)?;
+    let mut fitted = fitting.carry_out(bar)?;
+    fitted.summary.notes.extend(notes);
     if let Some(path) = &own.save_assignment {
         Assignment::of(&fitted.plan, about(&fitted, &calibration)).write(path)?;
     }
     bar.clear();
-    if global.json {
-        ui::json(&Report::new(&out, &fitted, &calibration))?;
-    } else {
-        ui::out(&words(&out, &fitted, &journal))?;
+    match json {
+        true => ui::json(&Report::new(&out, &fitted, &calibration, &answers)),
+        false => ui::out(&words(&out, &fitted, &fitting.journal())),
     }
-    Ok(Ended::Well)
+}
+
+/// Refuses what a search for formats does not look at.
+fn refuse(args: &QuantizeArgs) -> anyhow::Result<()> {
+    let given = [
+        (args.method.is_some(), "--method", "codes are chosen by gptq here"),
+        (args.imatrix.is_some(), "--imatrix", "the calibration texts take its place"),
+        (args.smooth.is_some(), "--smooth", "smooth a bf16 copy first (--to bf16 --smooth)"),
+        (args.pruning.prune.is_some(), "--prune", "prune a bf16 copy first (--to bf16 --prune)"),
+    ];
+    match given.into_iter().find(|(given, ..)| *given) {
+        Some((_, flag, instead)) => bail!("{flag} does not go with --budget and --bpw: {instead}"),
+        None => Ok(()),
+    }
 }
 
 fn about(fitted: &Fitted, calibration: &Calibration) -> String {
@@ -181,6 +163,10 @@ struct Report<'a> {
     measurements: usize,
     calibration: &'a lathe_quantizers::CalibrationData,
     matrices: Vec<Row<'a>>,
+    notes: &'a [String],
+    /// Which engines load it, and with which kernel.
+    engines: &'a [Answer],
+    run: String,
 }
 
 #[derive(Serialize)]
@@ -197,7 +183,12 @@ struct Row<'a> {
 }
 
 impl<'a> Report<'a> {
-    fn new(out: &'a Path, fitted: &'a Fitted, calibration: &'a Calibration) -> Self {
+    fn new(
+        out: &'a Path,
+        fitted: &'a Fitted,
+        calibration: &'a Calibration,
+        engines: &'a [Answer],
+    ) -> Self {
         Self {
             out,
             bytes: fitted.length,
@@ -212,6 +203,9 @@ impl<'a> Report<'a> {
             measurements: fitted.measured,
             calibration: &calibration.about,
             matrices: rows(fitted),
+            notes: &fitted.summary.notes,
+            engines,
+            run: run_line(out),
         }
     }
 }
@@ -268,11 +262,13 @@ fn words(out: &Path, fitted: &Fitted, journal: &Path) -> String {
         ),
         None => String::new(),
     };
+    let notes: String = fitted.summary.notes.iter().map(|note| ui::note(note)).collect();
     ui::table(&header, &table)
+        + &notes
         + &format!(
             "\nKL {:.5} ± {:.5} nats per token measured, {:.5} predicted; no other formats of this \
              size are predicted to be better by more than {bound:.1e}\n{recoded}{} in {}, {:.2} bits \
-             per weight\n{} measurements are kept in {} for other budgets\n",
+             per weight\n{} measurements are kept in {} for other budgets\nRun it: {}\n",
             fitted.divergence.mean,
             fitted.divergence.error,
             found.predicted,
@@ -280,7 +276,8 @@ fn words(out: &Path, fitted: &Fitted, journal: &Path) -> String {
             fitted.length,
             fitted.plan.bits_per_weight(),
             fitted.measured,
-            journal.display()
+            journal.display(),
+            run_line(out)
         )
 }
 

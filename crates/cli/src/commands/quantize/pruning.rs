@@ -5,20 +5,14 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use lathe_base::Progress;
 use lathe_files::Checkpoint;
 use lathe_models::{Kind, Model};
-use lathe_quantizers::{
-    Calibration, Done, Measured, Plan, Prune, Shortened, Similarity, Weights, keeps_zeros,
-    measure_similarity,
-};
+use lathe_quantizers::{Calibration, Done, Plan, Prune, Weights, keeps_zeros};
 
-use crate::{commands::calibration::CalibrationArgs, ui};
-
-/// Sequences that layers are compared on: angles of states need few.
-const SEQUENCES: usize = 32;
+use crate::{change::Dropped, commands::calibration::CalibrationArgs, ui};
 
 /// What a model is to lose.
 #[derive(Args, Clone, Debug)]
@@ -76,41 +70,10 @@ impl Texts<'_> {
     }
 }
 
-/// Layers that go.
-pub(super) struct Dropped {
-    layers: BTreeSet<usize>,
-    /// Which and why, in a line.
-    pub(super) why: String,
-}
-
-impl Dropped {
-    /// The model without them.
-    pub(super) fn of<'a>(
-        &self,
-        weights: &'a dyn Weights,
-        checkpoint: &Checkpoint,
-    ) -> anyhow::Result<Shortened<'a>> {
-        Shortened::new(weights, &checkpoint.config, &self.layers).context("--drop-layers")
-    }
-}
-
 impl PruningArgs {
     /// Whether layers are chosen by what they do to texts.
     pub(super) fn compares_layers(&self) -> bool {
         matches!(self.drop_layers, Some(Layers::Least(_)))
-    }
-
-    /// Refuses to be given together with other options, which look at the model as it is.
-    pub(super) fn refuse(&self, with: &str) -> anyhow::Result<()> {
-        match (self.prune, &self.drop_layers) {
-            (None, None) => Ok(()),
-            (Some(_), _) => {
-                bail!("--prune does not go with {with}: make a pruned bf16 model first")
-            }
-            (None, Some(_)) => {
-                bail!("--drop-layers does not go with {with}: make a bf16 model without them first")
-            }
-        }
     }
 
     /// The layers that are to be dropped, where any are.
@@ -121,41 +84,17 @@ impl PruningArgs {
         threads: usize,
         progress: &dyn Progress,
     ) -> anyhow::Result<Option<Dropped>> {
-        let Some(layers) = &self.drop_layers else { return Ok(None) };
-        let all = weights.spec().layers.len();
-        let count = match layers {
-            Layers::Listed(layers) => {
-                let listed: Vec<_> = layers.iter().map(usize::to_string).collect();
-                let why = format!("layers left out: {}", listed.join(", "));
-                return Ok(Some(Dropped { layers: layers.clone(), why }));
-            }
-            Layers::Least(count) if *count < all => *count,
-            Layers::Least(count) => {
-                bail!("--drop-layers {count}: the model has {all} layers; leave at least one")
+        let dropped = match &self.drop_layers {
+            None => return Ok(None),
+            Some(Layers::Listed(layers)) => Dropped::listed(layers),
+            Some(Layers::Least(count)) => {
+                let drawn = texts.draw(progress)?;
+                Dropped::least(*count, weights, drawn, threads, progress)
+                    .context("--drop-layers")?
             }
         };
-        let mut calibration = texts.draw(progress)?;
-        calibration.sequences.truncate(SEQUENCES);
-        let measured = Measured { weights, calibration: &calibration, head: false, threads };
-        let similarity = measure_similarity(&measured, progress)?;
-        let least = similarity.least(count).context("--drop-layers")?;
-        let why = influences(&similarity, &least, all);
-        Ok(Some(Dropped { layers: least.into_iter().collect(), why }))
+        Ok(Some(dropped))
     }
-}
-
-/// Which layers go, and what every one does.
-fn influences(similarity: &Similarity, gone: &[usize], layers: usize) -> String {
-    let of = |layer: usize| format!("{layer}: {:.4}", similarity.influence(layer));
-    let go: Vec<_> = gone.iter().map(|layer| of(*layer)).collect();
-    let stay = (0..layers).filter(|layer| !gone.contains(layer));
-    let stay: Vec<_> = stay.map(of).collect();
-    format!(
-        "layers left out, with their influence (1 − mean cosine of the states before and after): \
-         {}; those that stay: {}",
-        go.join(", "),
-        stay.join(", ")
-    )
 }
 
 /// What a reader should know of zeros in the formats of `plan`.
