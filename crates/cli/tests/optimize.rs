@@ -113,6 +113,23 @@ fn what_cannot_fit_is_dropped_by_the_plan_with_the_reason() {
 }
 
 #[test]
+fn what_changes_the_model_first_and_what_takes_long_to_make_is_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let formats = "q8_0+drop:1,q8_0+rotate,4.5bpw";
+    let output = optimize(&run, &["--formats", formats, "--max-make", "2s"]).output().unwrap();
+    let report = json(&output);
+    let size = |id| row(&report, id)["size"].as_u64().unwrap();
+    assert!(size("q8_0+drop-1") < size("q8_0+rotate"), "a layer is gone");
+    let kl = |id| row(&report, id)["kl"]["point"].as_f64().unwrap();
+    assert!(kl("q8_0+rotate") < 0.01 && kl("q8_0+drop-1") > 0.05);
+    // Tens of seconds where this was written: the estimate is nowhere two.
+    let dropped = report["dropped"].as_array().unwrap();
+    let reason = dropped.iter().find(|d| d["label"] == "mixed, 4.5 bits").unwrap();
+    assert!(reason["reason"].as_str().unwrap().contains("--max-make"), "{reason}");
+}
+
+#[test]
 fn a_killed_run_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
@@ -152,6 +169,9 @@ fn wrong_options_are_one_line_that_names_the_flag() {
     for (arguments, says) in [
         (&["optimize", "/no/such/model"][..], "/no/such/model"),
         (&["optimize", "--formats", "q9_9"], "--formats"),
+        (&["optimize", "--formats", "4bpw+gptq"], "--formats"),
+        (&["optimize", "--formats", "q4_0+rotate:x"], "--formats"),
+        (&["quantize", "demo", "--bpw", "4", "--method", "gptq", "-o", "x"], "--method"),
         (&["optimize", "--context", "100000"], "--context"),
         (&["optimize", "--rounds", "9", "--max-rounds", "3"], "--max-rounds"),
         (&["optimize", "--resume", "/no/such/run"], "/no/such/run"),

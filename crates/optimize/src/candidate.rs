@@ -251,9 +251,15 @@ mod tests {
     fn a_budget_is_spelt_in_bits_per_weight() {
         let budget = |text: &str| Coding::parse(text).unwrap().budget();
         assert_eq!(budget("4.25bpw"), Some(4.25));
-        assert_eq!((budget("q4_0"), budget("bpw"), budget("0bpw"), budget("NaNbpw")), Default::default());
+        assert_eq!(
+            (budget("q4_0"), budget("bpw"), budget("0bpw"), budget("NaNbpw")),
+            Default::default()
+        );
         let candidate = Candidate::of(Coding::parse("4.25BPW").unwrap(), "f16");
-        assert_eq!((candidate.id.as_str(), candidate.label.as_str()), ("4.25bpw", "mixed, 4.25 bits"));
+        assert_eq!(
+            (candidate.id.as_str(), candidate.label.as_str()),
+            ("4.25bpw", "mixed, 4.25 bits")
+        );
     }
 
     #[test]

@@ -14,8 +14,8 @@ use lathe_formats::AnyFormat;
 use lathe_models::Model;
 use lathe_preflight::Answer;
 use lathe_quantizers::{
-    Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rule, Scheme, Settings,
-    Smooth, Stored, Summary, Target, Weights, mix_by_name,
+    Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rule, Scheme, Settings, Smooth,
+    Stored, Summary, Target, Weights, mix_by_name,
 };
 use serde::Serialize;
 
