@@ -266,9 +266,15 @@ def figure(values, digits=4):
     return f"{values[0]:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
+def divergence(values):
+    """Three digits that count, but no fewer than four places."""
+    places = 2 - math.floor(math.log10(values[0])) if values[0] > 0 else 4
+    return figure(values, max(4, min(places, 9)))
+
+
 def perplexity_of(one, whose):
     point, low, high = (100 * value for value in one["rise"][whose])
-    return f"{one['perplexity'][whose]:.3f} ({point:+.2f} %, {low:.2f}–{high:.2f})"
+    return f"{one['perplexity'][whose]:.3f} ({point:+.2f} %, {low:.2f} to {high:.2f})"
 
 
 def alike(row):
@@ -297,7 +303,7 @@ def tables(model, results):
                         "| file | bytes theirs / ours | perplexity | KL |", "|---|---|---|---|"]
             for r in both:
                 yield (f"| {r['name']} | {bytes_of(r)} | {perplexity_of(r['kl'], 'ours')} "
-                       f"| {figure(r['kl']['ours'])} |")
+                       f"| {divergence(r['kl']['ours'])} |")
             yield ""
             of_peer = [r for r in of_peer if not alike(r)]
         if of_peer:
@@ -307,7 +313,7 @@ def tables(model, results):
         for r in of_peer:
             kl = r["kl"]
             yield (f"| {r['name']} | {r['ours']} | {bytes_of(r)} | {perplexity_of(kl, 'theirs')} "
-                   f"| {perplexity_of(kl, 'ours')} | {figure(kl['theirs'])} | {figure(kl['ours'])} "
+                   f"| {perplexity_of(kl, 'ours')} | {divergence(kl['theirs'])} | {divergence(kl['ours'])} "
                    f"| {figure(kl['ratio'], 3)} |")
         failed = dict.fromkeys((r["name"], r["failed"]) for r in rows
                                if r["peer"] == peer and "failed" in r)
