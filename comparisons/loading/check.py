@@ -9,8 +9,9 @@ with its words.
         --logits target/release/examples/logits --model crates/demo/model --table docs/loading.md \
         --transformers path/to/python --gptqmodel path/to/python --vllm path/to/python --llama-cpp path/to/program
 
-`--llama-cpp` is `llama_cpp.cpp` beside this file, compiled against llama.cpp. Results are kept in `--work`; what is
-there already is not measured again.
+`--llama-cpp` is `llama_cpp.cpp` beside this file, compiled against llama.cpp. `--moe` gives mixtures of experts, such as
+`moe_models.py` makes; it may be given several times. What engines answered is kept in `--work`; what is there already
+is not asked again.
 """
 
 import argparse
@@ -56,19 +57,40 @@ FOLDERS = {
 GGUF = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"]
 GGUF += ["iq4_nl", "iq4_xs"]
 FILES = FOLDERS | {name: (["--to", name], (LLAMA,)) for name in GGUF}
+# Of mixtures of experts, what differs in how experts are loaded.
+MOE = {name: FILES[name] for name in (
+    "w4a16", "w8a16", "w8a8", "fp8-dynamic", "fp8-w8a16", "fp8-block", "fp8-plain-block", "nvfp4", "mxfp4", "gptq", "awq",
+    "nf4", "llm-int8", "q8_0", "q4_0", "q4_k_m", "iq4_xs")}
+MOE = {"plain": (["--to", "bf16"], (HF, VLLM))} | MOE
+PATIENCE = 900
+# What vLLM puts before each line: process, level, time, file.
+PREFIX = re.compile(r"^(\(.*?\) )?(\w+ \d\d-\d\d [\d:]+ \[.*?\] )?")
+REASONS = 3
+# Runs of transformers with disturbed inputs, see peer_transformers.py.
+DISTURBED = 4
 
 
 def run(command, log):
-    """None, or why it failed, in the words of the last error."""
+    """None, or why it failed."""
     with open(log, "w") as sink:
-        done = subprocess.run([str(c) for c in command], stdout=sink, stderr=sink, check=False)
+        try:
+            done = subprocess.run([str(c) for c in command], stdout=sink, stderr=sink, check=False, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return f"no answer in {PATIENCE} s"
     if done.returncode == 0:
         return None
+    return words_of(log)
+
+
+def words_of(log):
+    """The last error of a program, in its own words."""
     lines = Path(log).read_text(errors="replace").splitlines()
     errors = [line for line in lines if re.search("(Error|error|Value error)[:,] ", line)]
     # What follows from an earlier error says less than it.
     first = [line for line in errors if not re.search("Engine core initialization|validation error for", line)]
-    return (first or errors or lines[-1:] or ["no words"])[-1].split(") ")[-1].strip()[:300]
+    words = (first or errors or lines[-1:] or ["no words"])[-1]
+    reasons = [line for line in lines[lines.index(words) + 1 :][:REASONS] if "cannot implement" in line] if lines else []
+    return " ".join(PREFIX.sub("", line).strip() for line in [words, *reasons])[:450]
 
 
 def rows(path, vocab):
@@ -97,18 +119,39 @@ def compare(engine, ours, theirs):
     return found if engine == VLLM else found | {"logit": logit}
 
 
-def measure(args, engine, path, ours, work):
-    out = work / f"{engine}.out"
+def ask(args, engine, path, work):
+    """Has an engine compute a file's logits into `work`: why it refused, or None."""
+    out, words = work / f"{engine}.out", work / f"{engine}.refused"
+    if words.exists():
+        return words.read_text()
+    if out.exists() or args.kept:
+        return None
     programs = {
         HF: [args.transformers, HERE / "peer_transformers.py"],
         GPTQ: [args.gptqmodel, HERE / "peer_gptqmodel.py"],
         VLLM: [args.vllm, HERE / "peer_vllm.py"],
         LLAMA: [args.llama_cpp],
     }
-    refused = run([*programs[engine], path, out, args.ids], work / f"{engine}.log")
+    refused = run([*programs[engine], path, work / "part", args.ids], work / f"{engine}.log")
     if refused:
-        return {"refused": refused}
-    return compare(engine, ours, rows(out, len(ours[0])))
+        refused = refused.replace(str(path), "MODEL")
+        words.write_text(refused)
+    else:
+        (work / "part").rename(out)
+    return refused
+
+
+def measure(engine, ours, work):
+    """What an engine computed against our logits; of several, against its own of disturbed inputs as well."""
+    vocab, count = len(ours[0]), len(ours)
+    theirs = rows(work / f"{engine}.out", vocab)
+    found = compare(engine, ours, theirs[:count])
+    runs = [theirs[i : i + count] for i in range(0, len(theirs), count)]
+    away = [compare(engine, runs[0], other)["kl"] for other in runs[1:]]
+    if away:
+        found["disturbed"] = max(0.0, sum(away[:DISTURBED]) / DISTURBED)
+        found["bf16"] = (away[DISTURBED:] or [None])[0]
+    return found
 
 
 def versions(args):
@@ -125,35 +168,62 @@ def versions(args):
     return found | {"processor": model[0] if model else platform.processor()}
 
 
-def table(results, about, model):
-    text = f"""# Who loads what Lathe writes
+ABOUT = """# Who loads what Lathe writes
 
-Files of `{model}`, made by Lathe, loaded by each engine on a CPU ({about['processor']}) and fed the same
-64 tokens. What is compared with are Lathe's own logits of the same files, in f32 arithmetic, with inputs rounded as
-the files ask. KL is the mean divergence per token in nats, *top-1* how often the likeliest token is the same; the
-largest difference is of a logit, for vLLM (which gives none) of a probability. vLLM computes in bf16 and GPTQModel in f16,
-which by itself makes differences of this size; transformers decodes FP4, and FP8 in DeepSeek's layout, to bf16, and in
-the latter leaves inputs as they are. Its compressed-tensors rounds INT8 inputs to a 127.5th of the largest, Lathe, like
-vLLM's kernels, to a 127th. Made by `comparisons/loading/check.py`.
+Files of {model}, made by Lathe, loaded by each engine on a CPU ({processor}) and fed the same 64
+tokens. What is compared with are Lathe's own logits of the same files, in f32 arithmetic, with inputs rounded as the
+files ask. KL is the mean divergence per token in nats, *top-1* how often the likeliest token is the same; the largest
+difference is of a logit, for vLLM (which gives none) of a probability. *Yardstick* is how far transformers is from
+itself, as a KL: in its own lines when each number that enters the first layer changes by about 1e-7, which is one
+rounding in f32 (the mean of four such runs); in vLLM's lines when all is computed in bf16, as vLLM does. Differences of
+that size are no error of either. A refusal has the engine's own words. Made by `comparisons/loading/check.py`.
 
-Versions: {'; '.join(v for k, v in about.items() if k != 'processor')}.
-
-| file | `lathe quantize` | engine | KL | top-1 | largest difference |
-|---|---|---|---:|---:|---:|
+Versions: {versions}.
 """
+
+
+def table(files, results):
+    text = "\n| file | `lathe quantize` | engine | KL | top-1 | largest difference | yardstick |\n"
+    text += "|---|---|---|---:|---:|---:|---:|\n"
     for name, found in results.items():
-        options = " ".join(FILES[name][0])
+        options = " ".join(files[name][0])
         for engine, figures in found.items():
             if engine == "made":
+                text += f"| {name} | `{options}` | none | not made: {figures} | | | |\n"
                 continue
             start = f"| {name} | `{options}` | {engine} |"
             if "refused" in figures:
                 words = figures["refused"].replace("|", "\\|").replace("\n", " ")
-                text += f"{start} refused: {words} | | |\n"
+                text += f"{start} refused: {shortened(words)} | | | |\n"
             else:
+                if math.isnan(figures["kl"]):
+                    text += f"{start} loads, and computes no numbers | | | |\n"
+                    continue
                 largest = figures.get("logit", figures["probability"])
-                text += f"{start} {figures['kl']:.1e} | {100 * figures['top1']:.1f} % | {largest:.1e} |\n"
+                yardstick = figures.get("disturbed") if engine == HF else found.get(HF, {}).get("bf16")
+                yardstick = f"{yardstick:.1e}" if yardstick is not None and engine in (HF, VLLM) else ""
+                text += f"{start} {figures['kl']:.1e} | {100 * figures['top1']:.1f} % | {largest:.1e} | {yardstick} |\n"
     return text
+
+
+def page(args, all_results):
+    about = versions(args)
+    named = "; ".join(v for k, v in about.items() if k != "processor")
+    text = ABOUT.format(model=f"`{args.model}`", processor=about["processor"], versions=named)
+    for model, results in all_results.items():
+        if model == args.model:
+            text += table(FILES, results)
+        else:
+            text += f"\n## {architecture(model)}\n" + table(MOE, results)
+    return text + "\n" + (HERE / "notes.md").read_text()
+
+
+def shortened(words, most=330):
+    return words if len(words) <= most else words[:most] + " …"
+
+
+def architecture(model):
+    return json.loads(Path(model, "config.json").read_text())["architectures"][0]
 
 
 def main():
@@ -161,6 +231,7 @@ def main():
     parser.add_argument("--lathe", default="target/release/lathe")
     parser.add_argument("--logits", default="target/release/examples/logits")
     parser.add_argument("--model", default="crates/demo/model")
+    parser.add_argument("--moe", action="append", default=[], help="a mixture of experts")
     parser.add_argument("--transformers", help="Python that has transformers, bitsandbytes and compressed-tensors")
     parser.add_argument("--gptqmodel", help="Python that has gptqmodel")
     parser.add_argument("--vllm", help="Python that has vllm")
@@ -169,40 +240,49 @@ def main():
     parser.add_argument("--only", action="append", help="only these files")
     parser.add_argument("--engine", action="append", help="only these engines")
     parser.add_argument("--work", default="loading")
+    parser.add_argument("--kept", action="store_true", help="ask no engine anything that --work has no answer to")
     parser.add_argument("--table", help="Markdown file to write the results to")
     args = parser.parse_args()
+    every = {model: check(args, model, FILES if model == args.model else MOE) for model in [args.model, *args.moe]}
+    if args.table:
+        Path(args.table).write_text(page(args, every))
+    return 1 if any("made" in found for results in every.values() for found in results.values()) else 0
+
+
+def check(args, model, files):
+    """What each engine says of each file of a model."""
     available = {HF: args.transformers, GPTQ: args.gptqmodel, VLLM: args.vllm, LLAMA: args.llama_cpp}
-    vocab = json.loads(Path(args.model, "config.json").read_text())["vocab_size"]
-    kept = Path(args.work, "results.json")
-    results = json.loads(kept.read_text()) if kept.exists() else {}
-    for name, (options, engines) in FILES.items():
-        known = results.setdefault(name, {})
-        wanted = [e for e in engines if available[e] and e not in known and (not args.engine or e in args.engine)]
+    vocab = json.loads(Path(model, "config.json").read_text())["vocab_size"]
+    results = {}
+    for name, (options, engines) in files.items():
+        wanted = [e for e in engines if available[e] and (not args.engine or e in args.engine)]
         if not wanted or args.only and name not in args.only:
             continue
-        work = Path(args.work, name)
+        work = Path(args.work, Path(model).name, name)
         work.mkdir(parents=True, exist_ok=True)
         path = work / ("model.gguf" if engines == (LLAMA,) else "model")
         failed = None
-        if not (work / "ours.out").exists():
-            make = [args.lathe, "quantize", args.model, *options, "--force", "-o", path]
-            failed = run(make, work / "make.log")
-            failed = failed or run([args.logits, path, work / "ours.out", args.ids], work / "own.log")
+        if not path.exists():
+            failed = run([args.lathe, "quantize", model, *options, "--unchecked", "--force", "-o", path], work / "make.log")
+        for engine in wanted if not failed else []:
+            ask(args, engine, path, work)
+        if not failed and not (work / "ours.out").exists():
+            failed = run([args.logits, path, work / "ours.out", args.ids], work / "own.log")
         if failed:
-            known["made"] = failed
+            results[name] = {"made": failed}
             print(f"{name:16} not made: {failed}", flush=True)
             continue
         ours = rows(work / "ours.out", vocab)
+        results[name] = {}
         for engine in wanted:
-            found = measure(args, engine, path, ours, work)
-            known[engine] = found
-            words = ", ".join(f"{k} {v if isinstance(v, str) else f'{v:.2e}'}" for k, v in found.items())
+            refused = ask(args, engine, path, work)
+            if not refused and not (work / f"{engine}.out").exists():
+                continue
+            found = {"refused": refused} if refused else measure(engine, ours, work)
+            results[name][engine] = found
+            words = ", ".join(f"{k} {v:.2e}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items())
             print(f"{name:16} {engine:12} {words}", flush=True)
-            kept.write_text(json.dumps(results, indent=1))
-    results = {name: results[name] for name in FILES if results.get(name)}
-    if args.table:
-        Path(args.table).write_text(table(results, versions(args), args.model))
-    return 1 if any("made" in found for found in results.values()) else 0
+    return results
 
 
 if __name__ == "__main__":

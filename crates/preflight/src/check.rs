@@ -187,11 +187,21 @@ impl Question<'_> {
         let (name, layout) = (&self.rules.engine, &self.artifact.layout);
         let of_layout: Vec<_> =
             self.rules.layouts.iter().filter(|rule| rule.layout == *layout).collect();
-        let here = of_layout.iter().find(|rule| {
-            rule.devices.as_ref().is_none_or(|kinds| kinds.iter().any(|k| k == self.device.kind()))
-        });
-        match (here, of_layout.first()) {
-            (Some(rule), _) => Ok(rule),
+        let kind = self.device.kind();
+        let on_device = |rule: &LayoutRule| {
+            rule.devices.as_ref().is_none_or(|kinds| kinds.iter().any(|k| k == kind))
+        };
+        let here: Vec<&LayoutRule> =
+            of_layout.iter().copied().filter(|rule| on_device(rule)).collect();
+        let architecture = &self.artifact.architecture;
+        if let Some(rule) = here.iter().find(|rule| !any_matches(&rule.not_for, architecture)) {
+            return Ok(rule);
+        }
+        match (here.first(), of_layout.first()) {
+            (Some(rule), _) => Err((
+                format!("{name} is not known to read {layout} files of {architecture}"),
+                rule.source.clone(),
+            )),
             (None, Some(other)) => Err((
                 format!("{name} does not read {layout} files on {}", self.device),
                 other.source.clone(),
@@ -216,7 +226,17 @@ impl Question<'_> {
             let reason = format!("{name} reads {} files from sm{least} on", layout.layout);
             obstacles.whole(reason, &layout.source);
         }
+        let inputs = &self.artifact.inputs;
+        let wanted = layout.inputs.as_ref().filter(|wanted| !wanted.contains(inputs));
         for matrix in self.artifact.matrices.iter().filter(|m| !m.is_dense()) {
+            if let Some(wanted) = wanted {
+                let wanted = wanted.join(" or ");
+                let reason = format!(
+                    "{name} reads {} from {} files of {} with {wanted} inputs, not {inputs}",
+                    matrix.format, layout.layout, self.artifact.architecture
+                );
+                obstacles.of(reason, &layout.source, matrix);
+            }
             if !any_matches(&layout.formats, &matrix.format) {
                 let reason =
                     format!("{name} does not read {} from {} files", matrix.format, layout.layout);

@@ -61,6 +61,13 @@ pub struct LayoutRule {
     /// Whether zero points are read: `any` where nothing is said.
     #[serde(default)]
     pub zero_points: Condition,
+    /// Architectures that this does not hold for, `*` standing for anything: another rule of the
+    /// same layout may.
+    #[serde(default)]
+    pub not_for: Vec<String>,
+    /// What may be done to the inputs of quantized matrices, where that is restricted; as in
+    /// [`crate::Artifact::inputs`].
+    pub inputs: Option<Vec<String>>,
     /// What a user should know where it loads.
     pub note: Option<String>,
     pub source: String,

@@ -148,3 +148,46 @@ fn fp8_needs_ada_for_inputs_in_fp8_and_runs_on_older_gpus_with_inputs_as_they_ar
     let weights_only = Artifact { inputs: "float".to_owned(), ..fp8 };
     assert_eq!(kernels(&ask(&weights_only, "vllm", "h100", 1)), ["Marlin FP8"]);
 }
+
+/// The same with experts.
+fn with_experts(architecture: &str, layout: &str, format: &str, inputs: &str) -> Artifact {
+    let (architecture, inputs) = (architecture.to_owned(), inputs.to_owned());
+    Artifact { architecture, inputs, ..llama(layout, format) }
+}
+
+#[test]
+fn experts_load_where_the_layout_was_tried_with_them() {
+    let mixtral = "MixtralForCausalLM";
+    for (layout, format, inputs, loads) in [
+        ("plain", "bf16", "float", true),
+        ("compressed-tensors", "int4_g128", "float", true),
+        ("compressed-tensors", "int8", "float", true),
+        ("compressed-tensors", "int8", "int8", false),
+        ("compressed-tensors", "fp8_row", "fp8", true),
+        ("compressed-tensors", "fp8_block", "fp8", false),
+        ("compressed-tensors", "nvfp4", "float", false),
+        ("bitsandbytes", "nf4", "float", false),
+        ("gguf", "q8_0", "float", false),
+    ] {
+        let artifact = with_experts(mixtral, layout, format, inputs);
+        let answer = ask(&artifact, "transformers", "cpu", 1);
+        assert_eq!(answer.loads(), loads, "{layout} {format}: {answer:?}");
+    }
+    assert!(ask(&with_experts(mixtral, "gguf", "q4_k", "float"), "llama.cpp", "cpu", 1).loads());
+}
+
+#[test]
+fn a_layout_may_be_read_of_some_architectures_only() {
+    for (architecture, loads) in [("MixtralForCausalLM", false), ("Qwen3MoeForCausalLM", true)] {
+        let artifact = with_experts(architecture, "gptq", "int4_g128_f16", "float");
+        let answer = ask(&artifact, "transformers", "cpu", 1);
+        assert_eq!(answer.loads(), loads, "{answer:?}");
+    }
+    let experts = with_experts("OlmoeForCausalLM", "awq", "int4_asym_g128_f16", "float");
+    let answer = ask(&experts, "vllm", "cpu", 1);
+    let reason = "vllm is not known to read awq files of OlmoeForCausalLM";
+    assert_eq!(answer.obstacles[0].reason, reason);
+    assert!(
+        ask(&with_experts("OlmoeForCausalLM", "plain", "bf16", "float"), "vllm", "cpu", 1).loads()
+    );
+}

@@ -8,7 +8,7 @@ use common::{Case, IntoGguf, files, out, recipe};
 use lathe_api::Engine;
 use lathe_base::Silent;
 use lathe_engine::{KvType, Native, Options, Precision};
-use lathe_files::Checkpoint;
+use lathe_files::{Checkpoint, Imatrix};
 use lathe_quantizers::Calibration;
 
 fn golden(name: &str) -> PathBuf {
@@ -136,4 +136,29 @@ fn importance_is_by_expert_and_counts_the_tokens_of_each() {
     let made = out(&folder, &weighted.plan);
     weighted.run(&made, 2, &Silent).unwrap();
     assert!(logits(&made).iter().all(|logit| logit.is_finite()));
+}
+
+/// `goldens/make_imatrix.py`: llama-imatrix on the same model and tokens.
+#[test]
+fn importance_is_what_llama_imatrix_measures() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/imatrix");
+    let theirs = Imatrix::read(&goldens.join("experts.gguf")).unwrap();
+    let about = std::fs::read_to_string(goldens.join("golden.json")).unwrap();
+    let about: serde_json::Value = serde_json::from_str(&about).unwrap();
+    let ids: Vec<u32> = serde_json::from_value(about["experts"]["ids"].clone()).unwrap();
+    let chunks = ids.chunks(theirs.chunk_size as usize).map(<[u32]>::to_vec).collect();
+
+    let source = golden("qwen2-moe").join("model.gguf");
+    let case = Case::new(&source, &recipe("f16")).unwrap();
+    let ours = case.importance(&Calibration::of(chunks, "text.txt"));
+    assert_eq!((ours.chunks, ours.chunk_size), (theirs.chunks, theirs.chunk_size));
+    assert!(ours.entries.keys().eq(theirs.entries.keys()));
+    for (name, theirs) in &theirs.entries {
+        let ours = &ours.entries[name];
+        assert_eq!(ours.counts, theirs.counts, "{name}");
+        assert_eq!(ours.sums.len(), theirs.sums.len(), "{name}");
+        for (ours, theirs) in ours.sums.iter().zip(&theirs.sums) {
+            assert!((ours - theirs).abs() <= 5e-3 * theirs, "{name}: {ours} and {theirs}");
+        }
+    }
 }
