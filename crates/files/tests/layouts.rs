@@ -326,3 +326,111 @@ fn rows_that_do_not_fill_whole_words_are_refused_with_their_layout() {
     });
     kept.unwrap();
 }
+
+/// Opens a folder and decodes every weight; errors are fine, panics are not.
+fn read_all(path: &Path) -> Result<()> {
+    let checkpoint = Checkpoint::open(path)?;
+    checkpoint
+        .names()
+        .try_for_each(|name| checkpoint.weight(name).map(|blocks| drop(blocks.decode())))
+}
+
+/// The header of a safetensors file with each tensor's name, type or shape changed, one at a time,
+/// so that its length stays.
+fn lies(header: &Value) -> Vec<Value> {
+    let mut all = Vec::new();
+    for (name, entry) in header.as_object().unwrap() {
+        let Some(shape) = entry["shape"].as_array() else { continue };
+        // Of the two matrices that are coded alike, one will do.
+        if !name.contains("q_proj") {
+            continue;
+        }
+        let mut with = |key: &str, value: Value| {
+            let mut lie = header.clone();
+            lie[name][key] = value;
+            all.push(lie);
+        };
+        for dtype in ["U8", "I8", "F8_E4M3", "F16", "BF16", "I32", "F32", "I64"] {
+            with("dtype", dtype.into());
+        }
+        with("shape", shape.iter().rev().cloned().collect());
+        with("shape", json!([]));
+        with("shape", json!([shape.iter().map(|n| n.as_u64().unwrap()).product::<u64>()]));
+        with("shape", json!([0, 4]));
+        with("shape", [vec![json!(1)], shape.clone()].concat().into());
+        let mut renamed = header.clone();
+        let entry = renamed.as_object_mut().unwrap().remove(name).unwrap();
+        renamed[format!("{name}x")] = entry;
+        all.push(renamed);
+    }
+    all
+}
+
+/// A configuration with each of its values replaced by others, one at a time.
+fn twisted(value: &Value) -> Vec<Value> {
+    let junk = [
+        json!(null),
+        json!(-1),
+        json!(1e300),
+        json!("?"),
+        json!([]),
+        json!({}),
+        json!(0),
+        json!(3),
+    ];
+    let inside = match value {
+        Value::Object(map) => map
+            .iter()
+            .flat_map(|(key, inner)| {
+                twisted(inner).into_iter().map(move |inner| {
+                    let mut map = map.clone();
+                    map.insert(key.clone(), inner);
+                    Value::Object(map)
+                })
+            })
+            .collect(),
+        _ => Vec::new(),
+    };
+    inside.into_iter().chain(junk).collect()
+}
+
+#[test]
+fn folders_whose_parts_or_configuration_lie_are_read_or_refused() {
+    for (layout, format) in pairs() {
+        // Formats that differ in bits or groups alone are read by the same code.
+        if format.starts_with("int")
+            && !["int4_asym_g128", "int8", "int3_g128_f16"].contains(&format)
+        {
+            continue;
+        }
+        let (_place, checkpoint) = written(&tensors(format), |plan| plan.layout = layout);
+        let path = checkpoint.path.clone();
+        drop(checkpoint);
+        read_all(&path).unwrap();
+        let file = path.join("model.safetensors");
+        let whole = fs::read(&file).unwrap();
+        let length = u64::from_le_bytes(*whole.first_chunk().unwrap()) as usize;
+        let header: Value = serde_json::from_slice(&whole[8..8 + length]).unwrap();
+        let lies = lies(&header);
+        let mut refused = 0;
+        for lie in &lies {
+            let text = lie.to_string();
+            let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+            bytes.extend(text.as_bytes());
+            bytes.extend(&whole[8 + length..]);
+            fs::write(&file, &bytes).unwrap();
+            refused += usize::from(read_all(&path).is_err());
+        }
+        assert!(2 * refused > lies.len(), "{layout} {format}: {refused} of {}", lies.len());
+        fs::write(&file, &whole).unwrap();
+        let config = path.join("config.json");
+        let honest: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        for twisted in twisted(&honest["quantization_config"]) {
+            let mut config_ = honest.clone();
+            config_["quantization_config"] = twisted;
+            fs::write(&config, config_.to_string()).unwrap();
+            // What is said beside the tensors often does not matter; it must not do harm.
+            let _ = read_all(&path);
+        }
+    }
+}

@@ -24,8 +24,11 @@ fn on_frontier(points: &[Option<(f64, f64)>], index: usize) -> bool {
 /// The speed of one row over another's, paired by round.
 pub(crate) type Ratio<'a> = &'a dyn Fn(&str, &str) -> Option<Interval>;
 
-/// Scores each row by throughput over the fastest's, the smallest memory over its own, and the
-/// best perplexity over its own: each 1 for the best, in proportion for the others.
+/// Scores each row by throughput over the fastest's, the smallest memory over its own, and its
+/// closeness to the base, e^−KL: each 1 for the best.
+///
+/// Not by perplexity, which a model can better by being damaged: on texts unlike those that it was
+/// made for.
 ///
 /// A row whose speed the rounds do not tell from the fastest's counts as equally fast: a pick must
 /// not hang on noise.
@@ -33,14 +36,13 @@ pub(crate) fn score(rows: &mut [Row], weights: Weights, ratio: Ratio<'_>) {
     let fastest = top(rows, |r| r.decode.map(|i| i.point));
     let fastest = fastest.and_then(|row| Some((row.id.clone(), row.decode?.point)));
     let smallest = best(rows, |r| r.needed_memory.map(|b| b.0 as f64), f64::min);
-    let finest = best(rows, |r| r.perplexity.map(|i| i.point), f64::min);
     for row in rows {
         row.balance = (|| {
             let (id, rate) = fastest.as_ref()?;
             let tied = ratio(id, &row.id).is_some_and(|r| r.low <= 1.0);
             let speed = if tied { 1.0 } else { row.decode?.point / rate };
             let memory = smallest? / row.needed_memory?.0 as f64;
-            let quality = finest? / row.perplexity?.point;
+            let quality = (-row.kl?.point).exp();
             Some(weights.throughput * speed + weights.memory * memory + weights.quality * quality)
         })();
     }
@@ -80,7 +82,7 @@ pub(crate) fn picks(rows: &[Row], required: bool, weights: Weights, ratio: Ratio
     }
     if let Some(row) = top(rows, |r| r.balance) {
         let why = format!(
-            "the best balance of throughput ({:.0} %; speeds that the rounds do not tell apart count as equal), memory ({:.0} %) and quality ({:.0} %), {:.3} of 1: {}",
+            "the best balance of throughput ({:.0} %; speeds that the rounds do not tell apart count as equal), memory ({:.0} %) and quality ({:.0} %: e^−KL), {:.3} of 1: {}",
             weights.throughput * 100.0,
             weights.memory * 100.0,
             weights.quality * 100.0,
