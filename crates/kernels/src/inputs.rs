@@ -33,7 +33,7 @@ pub enum Inputs {
 pub(crate) struct Rounded {
     /// What the products are made with, without the outliers.
     pub(crate) x: Vec<f32>,
-    /// What each token's `x` are multiples of, in schemes of eight integer bits.
+    /// What each token's `x` are multiples of, in schemes with one scale per token.
     pub(crate) scales: Vec<f32>,
     /// Token, column and number, in this order.
     pub(crate) outliers: Vec<(usize, usize, f32)>,
@@ -43,6 +43,11 @@ impl Inputs {
     /// Whether tokens become eight integer bits and a scale each.
     pub(crate) fn is_integer(self) -> bool {
         matches!(self, Self::Int8PerToken | Self::LlmInt8 { .. })
+    }
+
+    /// Whether a token's numbers are FP8 times one scale: exactly bf16 without it.
+    pub(crate) fn is_scaled(self) -> bool {
+        matches!(self, Self::Fp8PerToken | Self::Fp8Static(_))
     }
 
     /// Rounds inputs `[T, cols]`.

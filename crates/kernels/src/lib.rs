@@ -11,6 +11,7 @@ mod error;
 mod floats;
 mod gate;
 mod gram;
+mod halves;
 mod inputs;
 mod kv;
 mod matmul;

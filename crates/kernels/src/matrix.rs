@@ -2,14 +2,15 @@ use std::sync::Arc;
 
 use lathe_formats::{AnyFormat, Blocks};
 
-use crate::{Error, Inputs, Pool, dense, floats::Floats, panels::Panels};
+use crate::{Error, Inputs, Pool, dense, floats::Floats, halves, panels::Panels};
 
 /// The arithmetic of a product with coded weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// Integer codes are multiplied with activations rounded to 8 bits per 32 columns, as ggml
-    /// does: each activation is off by at most 1/254 of the largest of its 32. Dense formats are
-    /// computed as in [`Precision::Exact`].
+    /// does: each activation is off by at most 1/254 of the largest of its 32. bf16 and FP8 are
+    /// multiplied with activations rounded to bf16, each off by at most 1/512 of itself, where
+    /// subnormal numbers may count as 0. Other formats are computed as in [`Precision::Exact`].
     #[default]
     Fast,
     /// f32 activations times decoded weights, summed in f32.
@@ -154,10 +155,18 @@ impl Matrix {
             return self.rounded_product(pool, x, t, out);
         }
         match &self.store {
+            Store::Rows(blocks) if self.in_bf16() => {
+                halves::matmul(pool, (x, None), t, blocks, out);
+            }
             Store::Rows(blocks) => dense::matmul(pool, x, t, blocks, out),
             Store::Panels(panels) => panels.matmul(pool, x, t, self.precision, out),
             Store::Floats(floats) => floats.matmul(pool, x, t, out),
         }
+    }
+
+    /// Whether products are computed with inputs in bf16.
+    fn in_bf16(&self) -> bool {
+        self.precision == Precision::Fast && halves::takes(self.format.name())
     }
 
     /// A product whose inputs have a scheme: on the codes where both are integers.
@@ -171,6 +180,9 @@ impl Matrix {
             }
             Store::Panels(panels) => {
                 panels.matmul(pool, &rounded.whole(self.cols), t, Precision::Exact, out);
+            }
+            Store::Rows(blocks) if self.in_bf16() && self.inputs.is_scaled() => {
+                halves::matmul(pool, (&rounded.x, Some(&rounded.scales)), t, blocks, out);
             }
             Store::Rows(blocks) => dense::matmul(pool, &rounded.whole(self.cols), t, blocks, out),
             Store::Floats(floats) => floats.matmul(pool, &rounded.whole(self.cols), t, out),

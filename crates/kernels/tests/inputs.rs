@@ -116,7 +116,18 @@ const SCHEMES: [Inputs; 5] = [
 fn products_on_codes_are_those_of_rounded_inputs() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     // One format of each way to hold scales: by rows, by groups, with zero points, by superblocks.
-    for name in ["int8", "q8_0", "int4_asym_g32", "q4_k", "q6_k", "iq4_nl", "f32"] {
+    for name in [
+        "int8",
+        "q8_0",
+        "int4_asym_g32",
+        "q4_k",
+        "q6_k",
+        "iq4_nl",
+        "f32",
+        "bf16",
+        "fp8_row",
+        "fp8_tensor",
+    ] {
         let (rows, cols) = (35, 512);
         let blocks = by_name(name).unwrap().encode(rows, cols, &normal(&mut rng, rows * cols), 1);
         let blocks = blocks.unwrap();

@@ -1,10 +1,19 @@
 use std::arch::x86_64::*;
 
-use crate::{Isa, LANES, Op};
+use crate::{Isa, LANES, Op, isa::pairs_of_bf16};
 
-/// AVX-512 with F, BW, VL, DQ and VNNI (Intel since Cascade Lake, AMD since Zen 4).
+/// AVX-512 with F, BW, VL, DQ and VNNI (Intel since Cascade Lake, AMD since Zen 4); with `BF16` also
+/// its dot product (Intel since Cooper Lake, AMD since Zen 4).
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(());
+pub struct Avx512<const BF16: bool = false>(());
+
+impl Avx512<true> {
+    /// The same machine without the dot product, for what does not use it: its code is compiled
+    /// once.
+    pub fn without_bf16(self) -> Avx512 {
+        Avx512(())
+    }
+}
 
 /// Calls intrinsics on the strength of the token.
 macro_rules! v {
@@ -15,10 +24,11 @@ macro_rules! v {
     }};
 }
 
-impl Isa for Avx512 {
-    const NAME: &'static str = "avx512";
+impl<const BF16: bool> Isa for Avx512<BF16> {
+    const NAME: &'static str = if BF16 { "avx512bf16" } else { "avx512" };
     const REGISTERS: usize = 32;
     const DOT_BIAS: i32 = 0;
+    const BF16: bool = BF16;
 
     type F = __m512;
     type I = __m512i;
@@ -32,16 +42,22 @@ impl Isa for Avx512 {
             && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c"))
+            && is_x86_feature_detected!("f16c")
+            && (!BF16 || is_x86_feature_detected!("avx512bf16")))
         .then_some(Self(()))
     }
     #[inline]
     fn enter<O: Op>(self, op: O) -> O::Out {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-        fn inner<O: Op>(isa: Avx512, op: O) -> O::Out {
+        fn inner<I: Isa, O: Op>(isa: I, op: O) -> O::Out {
             op.run(isa)
         }
-        v!(inner(self, op))
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512bf16")]
+        fn with_bf16<I: Isa, O: Op>(isa: I, op: O) -> O::Out {
+            op.run(isa)
+        }
+        if BF16 { v!(with_bf16(self, op)) } else { v!(inner(self, op)) }
     }
 
     #[inline(always)]
@@ -88,6 +104,58 @@ impl Isa for Avx512 {
             to.as_mut_ptr().cast(),
             _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
         ));
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: __m512, to: &mut [u8; 32]) {
+        v!({
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(rounded));
+        });
+    }
+    #[inline(always)]
+    fn load_e4m3_pairs(self, from: &[u8; 32]) -> __m512i {
+        // A bfloat16's exponent is larger by 120 and its fraction wider by four bits; subnormals,
+        // which are eighths of the smallest power of two, become normal.
+        v!({
+            let x = _mm512_cvtepu8_epi16(_mm256_loadu_si256(from.as_ptr().cast()));
+            let size = _mm512_and_si512(x, _mm512_set1_epi16(127));
+            let sign = _mm512_slli_epi16::<8>(_mm512_xor_si512(x, size));
+            let normal =
+                _mm512_add_epi16(_mm512_slli_epi16::<4>(size), _mm512_set1_epi16(120 << 7));
+            let small = _mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(8));
+            let table = _mm512_castsi128_si512(_mm_setr_epi16(
+                0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60,
+            ));
+            let value = _mm512_mask_permutexvar_epi16(normal, small, size, table);
+            _mm512_or_si512(value, sign)
+        })
+    }
+    #[inline(always)]
+    fn bf16_pairs(self, x: __m512i) -> [__m512; 2] {
+        v!([
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)),
+            _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(-65536))),
+        ])
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+        if BF16 {
+            // SAFETY: the token proves the feature; all three are 64 bytes of plain numbers.
+            unsafe {
+                let (a, b) = (
+                    std::mem::transmute::<__m512i, __m512bh>(a),
+                    std::mem::transmute::<__m512i, __m512bh>(b),
+                );
+                _mm512_dpbf16_ps(acc, a, b)
+            }
+        } else {
+            pairs_of_bf16(self, acc, a, b)
+        }
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
@@ -236,7 +304,7 @@ impl Isa for Avx512 {
 
 /// Byte `J` of each lane, as i32.
 #[inline(always)]
-fn byte<const J: i32>(isa: Avx512, x: __m512i) -> __m512i {
+fn byte<const J: i32>(isa: impl Isa, x: __m512i) -> __m512i {
     let _proof = isa;
     // SAFETY: the token proves the features.
     unsafe {

@@ -7,6 +7,9 @@ use crate::{Isa, Scalar};
 /// `run` and everything it calls with the token must be `#[inline(always)]`, or the code is
 /// compiled without the instruction set; closures that use vectors are out for the same reason.
 pub trait Op {
+    /// Whether it takes [`Isa::dot_bf16`]: only then is it compiled for machines that have an
+    /// instruction for it.
+    const BF16: bool = false;
     /// What it gives back.
     type Out;
     /// Does the work with `isa`.
@@ -16,7 +19,7 @@ pub trait Op {
 /// The instruction set that [`run`] uses in this process, and how it came to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// Its name: `scalar`, `avx2`, `avx512` or `neon`.
+    /// Its name: `scalar`, `avx2`, `avx512`, `avx512bf16` or `neon`.
     pub name: &'static str,
     /// What `LATHE_ISA` asked for and could not be given, to be told to the user once.
     pub refused: Option<String>,
@@ -51,6 +54,7 @@ fn choose(wanted: Option<&str>) -> Choice {
 struct Name;
 
 impl Op for Name {
+    const BF16: bool = true;
     type Out = ();
     fn run<I: Isa>(self, _: I) {}
 }
@@ -63,6 +67,8 @@ enum Token {
     Avx2(crate::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(crate::Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(crate::Avx512<true>),
     #[cfg(target_arch = "aarch64")]
     Neon(crate::Neon),
 }
@@ -107,7 +113,9 @@ fn find(name: &str) -> Option<Token> {
         #[cfg(target_arch = "x86_64")]
         crate::Avx2::NAME => crate::Avx2::detect().map(Token::Avx2),
         #[cfg(target_arch = "x86_64")]
-        crate::Avx512::NAME => crate::Avx512::detect().map(Token::Avx512),
+        crate::Avx512::<false>::NAME => crate::Avx512::detect().map(Token::Avx512),
+        #[cfg(target_arch = "x86_64")]
+        crate::Avx512::<true>::NAME => crate::Avx512::detect().map(Token::Avx512Bf16),
         #[cfg(target_arch = "aarch64")]
         crate::Neon::NAME => crate::Neon::detect().map(Token::Neon),
         _ => None,
@@ -123,6 +131,10 @@ pub fn run<O: Op>(op: O) -> O::Out {
         Token::Avx2(isa) => isa.enter(op),
         #[cfg(target_arch = "x86_64")]
         Token::Avx512(isa) => isa.enter(op),
+        #[cfg(target_arch = "x86_64")]
+        Token::Avx512Bf16(isa) if O::BF16 => isa.enter(op),
+        #[cfg(target_arch = "x86_64")]
+        Token::Avx512Bf16(isa) => isa.without_bf16().enter(op),
         #[cfg(target_arch = "aarch64")]
         Token::Neon(isa) => isa.enter(op),
     }
@@ -135,6 +147,9 @@ pub fn run_all<O: Op + Clone>(op: O) -> Vec<(&'static str, O::Out)> {
     {
         all.extend(on::<crate::Avx2, O>(&op));
         all.extend(on::<crate::Avx512, O>(&op));
+        if O::BF16 {
+            all.extend(on::<crate::Avx512<true>, O>(&op));
+        }
     }
     #[cfg(target_arch = "aarch64")]
     all.extend(on::<crate::Neon, O>(&op));

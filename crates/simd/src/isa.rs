@@ -16,6 +16,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// signed bytes only, 0 elsewhere).
     const DOT_BIAS: i32;
 
+    /// Whether [`Isa::dot_bf16`] is an instruction here.
+    const BF16: bool = false;
+
     /// 16 lanes of f32.
     type F: Copy;
     /// 16 lanes of i32.
@@ -45,6 +48,29 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn store(self, x: Self::F, to: &mut [f32; LANES]);
     /// Sixteen floats to memory as IEEE halves, rounded to nearest even.
     fn store_f16(self, x: Self::F, to: &mut [u8; 32]);
+    /// Sixteen floats to memory as bfloat16, rounded to nearest even.
+    fn store_bf16(self, x: Self::F, to: &mut [u8; 32]);
+    /// Thirty-two FP8 e4m3 as pairs of bfloat16, widened exactly; the two NaN codes read as ±480.
+    #[inline(always)]
+    fn load_e4m3_pairs(self, from: &[u8; 2 * LANES]) -> Self::B {
+        let mut pairs = [[0; 32]; 2];
+        let (from, _) = from.as_chunks::<LANES>();
+        for (from, pairs) in from.iter().zip(&mut pairs) {
+            self.store_bf16(self.load_e4m3(from), pairs);
+        }
+        let mut bytes = [0; 64];
+        bytes.copy_from_slice(pairs.as_flattened());
+        self.load_bytes(&bytes)
+    }
+    /// The bfloat16 in the low halves of the lanes, and those in the high halves.
+    fn bf16_pairs(self, x: Self::B) -> [Self::F; 2];
+    /// Adds to each lane its two products of bfloat16, that of the high halves first, each rounded
+    /// as [`Isa::fma`] rounds. Machines that have an instruction for it may take subnormal numbers
+    /// for 0.
+    #[inline(always)]
+    fn dot_bf16(self, acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
+        pairs_of_bf16(self, acc, a, b)
+    }
     /// `a + b`
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a - b`
@@ -130,4 +156,11 @@ pub trait Isa: Copy + Send + Sync + 'static {
         let p = self.fma(p, r, self.splat(1.0));
         self.mul(p, self.exp2_int(n))
     }
+}
+
+/// [`Isa::dot_bf16`] by multiply-adds.
+#[inline(always)]
+pub(crate) fn pairs_of_bf16<I: Isa>(isa: I, acc: I::F, a: I::B, b: I::B) -> I::F {
+    let ([a_low, a_high], [b_low, b_high]) = (isa.bf16_pairs(a), isa.bf16_pairs(b));
+    isa.fma(a_low, b_low, isa.fma(a_high, b_high, acc))
 }

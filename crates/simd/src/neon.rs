@@ -1,6 +1,6 @@
 use std::arch::{aarch64::*, asm};
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::{Isa, LANES, Op};
 
@@ -118,6 +118,21 @@ impl Isa for Neon {
         for (to, x) in to.as_chunks_mut::<2>().0.iter_mut().zip(lanes) {
             *to = f16::from_f32(x).to_le_bytes();
         }
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: F, to: &mut [u8; 32]) {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        for (to, x) in to.as_chunks_mut::<2>().0.iter_mut().zip(lanes) {
+            *to = bf16::from_f32(x).to_le_bytes();
+        }
+    }
+    #[inline(always)]
+    fn bf16_pairs(self, x: B) -> [F; 2] {
+        let low = each!(|i| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_u8(x[i]))));
+        let mask = v!(vdupq_n_u32(0xffff_0000));
+        let high = each!(|i| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(x[i]), mask)));
+        [low, high]
     }
     #[inline(always)]
     fn add(self, a: F, b: F) -> F {

@@ -84,6 +84,17 @@ impl Isa for Scalar {
         }
     }
     #[inline(always)]
+    fn store_bf16(self, x: F, to: &mut [u8; 32]) {
+        for (to, x) in to.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+            *to = bf16::from_f32(x).to_le_bytes();
+        }
+    }
+    #[inline(always)]
+    fn bf16_pairs(self, x: B) -> [F; 2] {
+        let at = |i: usize| bf16::from_le_bytes([x[i], x[i + 1]]).to_f32();
+        [from_fn(|i| at(4 * i)), from_fn(|i| at(4 * i + 2))]
+    }
+    #[inline(always)]
     fn add(self, a: F, b: F) -> F {
         from_fn(|i| a[i] + b[i])
     }

@@ -38,6 +38,7 @@ struct Everything {
 }
 
 impl Op for Everything {
+    const BF16: bool = true;
     type Out = Vec<(&'static str, Vec<u32>)>;
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Self::Out {
@@ -66,12 +67,41 @@ impl Op for Everything {
         let mut halves = [0; 32];
         isa.store_f16(a, &mut halves);
         all.push(("store_f16", halves.map(u32::from).to_vec()));
+        isa.store_bf16(a, &mut halves);
+        all.push(("store_bf16", halves.map(u32::from).to_vec()));
+        self.pairs(isa, &mut all);
         self.integers(isa, &mut all);
         all
     }
 }
 
+/// Neighbours as bfloat16, none of them subnormal, as are no products of theirs.
+fn pairs_of(x: &Floats, shift: usize) -> [u8; 64] {
+    let mut pairs = [0; 64];
+    for (i, pair) in pairs.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        let x = x[(i + shift) % LANES];
+        let x = if x.is_finite() && (1e-9..1e9).contains(&x.abs()) { x } else { 0.75 };
+        *pair = bf16::from_f32(x).to_le_bytes();
+    }
+    pairs
+}
+
 impl Everything {
+    #[inline(always)]
+    fn pairs<I: Isa>(&self, isa: I, all: &mut Vec<(&'static str, Vec<u32>)>) {
+        let [low, high] = isa.bf16_pairs(isa.load_e4m3_pairs(self.codes.first_chunk().unwrap()));
+        all.push(("load_e4m3_pairs, low", bits(isa, low)));
+        all.push(("load_e4m3_pairs, high", bits(isa, high)));
+        let [low, high] = isa.bf16_pairs(isa.load_bytes(&self.codes));
+        all.push(("bf16_pairs, low", bits(isa, low)));
+        all.push(("bf16_pairs, high", bits(isa, high)));
+        let (a, b) = (pairs_of(&self.a, 3), pairs_of(&self.b, 5));
+        let acc = isa.load(&self.a.map(|x| if x.is_finite() && x.abs() < 1e9 { x } else { 1.0 }));
+        let acc = isa.mul(acc, isa.splat(8.0));
+        let dot = isa.dot_bf16(acc, isa.load_bytes(&a), isa.load_bytes(&b));
+        all.push(("dot_bf16", bits(isa, dot)));
+    }
+
     #[inline(always)]
     fn integers<I: Isa>(&self, isa: I, all: &mut Vec<(&'static str, Vec<u32>)>) {
         let small = isa.load(&self.whole.map(|i| i as f32 / 8.0));
@@ -221,6 +251,7 @@ fn exp_ends_in_zero_a_bound_and_nan() {
 fn a_forced_instruction_set_lasts_until_its_closure_ends() {
     struct Which;
     impl Op for Which {
+        const BF16: bool = true;
         type Out = &'static str;
         fn run<I: Isa>(self, _: I) -> &'static str {
             I::NAME
