@@ -27,8 +27,11 @@ fn main() {
     let pool = Pool::new(threads);
     let bandwidth = bandwidth(&pool);
     let (ints, floats) = (peak(&pool, IntPeak), peak(&pool, FloatPeak));
+    let halves = peak(&pool, HalfPeak);
     println!("{threads} threads, {}", lathe_kernels::isa_name());
-    println!("peaks: {bandwidth:.1} GB/s, {ints:.0} GOPS of int8, {floats:.0} GFLOPS of f32");
+    println!(
+        "peaks: {bandwidth:.1} GB/s, {ints:.0} GOPS of int8, {floats:.0} GFLOPS of f32, {halves:.0} of bf16"
+    );
     attend(&pool, bandwidth, floats);
     println!();
     println!(
@@ -42,8 +45,11 @@ fn main() {
     for format in
         FORMATS.iter().filter(|f| wanted.is_empty() || wanted.iter().any(|w| w == f.name()))
     {
-        let dense = ["f32", "f16", "bf16"].contains(&format.name());
-        let peak = if dense { floats } else { ints };
+        let peak = match format.name() {
+            "f32" | "f16" => floats,
+            "bf16" | "fp8_row" | "fp8_tensor" => halves,
+            _ => ints,
+        };
         let (w, repack) = weights(*format, STREAM, &pool);
         let one = w.bytes() as f64 / seconds(&pool, &w, 1) / 1e9;
         let (w, _) = weights(*format, 1, &pool);
@@ -209,6 +215,28 @@ impl Op for IntPeak {
             black_box(bytes);
         }
         (2 * 4 * LANES * CHAINS * ROUNDS) as f64
+    }
+}
+
+#[derive(Clone)]
+struct HalfPeak;
+
+impl Op for HalfPeak {
+    const BF16: bool = true;
+    type Out = f64;
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> f64 {
+        let a = isa.load_bytes(&black_box([0x3f; 64]));
+        let mut sums = [isa.splat(0.0); CHAINS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = isa.dot_bf16(*sum, a, a);
+            }
+        }
+        for sum in sums {
+            black_box(isa.sum(sum));
+        }
+        (4 * LANES * CHAINS * ROUNDS) as f64
     }
 }
 

@@ -29,6 +29,8 @@ const ROUNDED: usize = 8;
 /// How weights are stored.
 trait Weight {
     const BYTES: usize;
+    /// Where a row's scale is, by its columns.
+    const SCALE: Option<fn(usize) -> usize>;
     /// A step of them as pairs of bfloat16.
     ///
     /// # Safety
@@ -38,9 +40,22 @@ trait Weight {
 
 struct Bf16;
 struct E4m3;
+/// FP8 made bf16.
+struct Widened;
+
+impl Weight for Widened {
+    const BYTES: usize = 2;
+    const SCALE: Option<fn(usize) -> usize> = Some(|cols| 2 * cols.next_multiple_of(STEP));
+    #[inline(always)]
+    unsafe fn load<I: Isa>(isa: I, from: *const u8) -> I::B {
+        // SAFETY: as the caller vouches.
+        unsafe { Bf16::load(isa, from) }
+    }
+}
 
 impl Weight for Bf16 {
     const BYTES: usize = 2;
+    const SCALE: Option<fn(usize) -> usize> = None;
     #[inline(always)]
     unsafe fn load<I: Isa>(isa: I, from: *const u8) -> I::B {
         // SAFETY: the caller vouches for the bytes; byte arrays have no alignment.
@@ -50,6 +65,7 @@ impl Weight for Bf16 {
 
 impl Weight for E4m3 {
     const BYTES: usize = 1;
+    const SCALE: Option<fn(usize) -> usize> = Some(|cols| cols);
     #[inline(always)]
     unsafe fn load<I: Isa>(isa: I, from: *const u8) -> I::B {
         // SAFETY: as above.
@@ -110,13 +126,19 @@ pub(crate) fn matmul(pool: &Pool, x: Scaled<'_>, t: usize, w: &Blocks, out: &mut
             place: (first, count, w.rows),
             out,
         };
-        match w.format.name() {
-            "bf16" => lathe_simd::run(Product::<Bf16>(strip, PhantomData)),
-            _ => lathe_simd::run(Product::<E4m3>(strip, PhantomData)),
+        if w.format.name() == "bf16" {
+            lathe_simd::run(Product::<Bf16>(strip, PhantomData));
+        } else if t <= FEW {
+            lathe_simd::run(Product::<E4m3>(strip, PhantomData));
+        } else {
+            strip.widened();
         }
     });
     ROOM.set(room);
 }
+
+/// Up to so many tokens FP8 is widened on its way into the registers, not beforehand.
+const FEW: usize = 6;
 
 /// Asks for the bytes that an input takes.
 struct Number;
@@ -201,6 +223,59 @@ struct Strip<'a> {
     out: Output<'a, f32>,
 }
 
+impl Strip<'_> {
+    /// The product with FP8 widened to bf16 first, once for all tokens.
+    fn widened(self) {
+        thread_local! {
+            static WIDE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        WIDE.with_borrow_mut(|wide| {
+            let row_bytes = 2 * self.cols.next_multiple_of(STEP) + size_of::<f32>();
+            wide.resize(self.place.1 * row_bytes, 0);
+            lathe_simd::run(Widen { strip: self, row_bytes, to: wide });
+            let strip = Strip { weights: wide, row_bytes, ..self };
+            lathe_simd::run(Product::<Widened>(strip, PhantomData));
+        });
+    }
+
+    /// What row `r` of `weights` is multiples of; behind a row, where all have no scale together.
+    #[inline(always)]
+    fn scale(&self, weights: &[u8], r: usize, behind: usize) -> f32 {
+        self.side.unwrap_or_else(|| {
+            let behind = weights[r * self.row_bytes + behind..].first_chunk();
+            behind.map_or(1.0, |scale| f32::from_le_bytes(*scale))
+        })
+    }
+}
+
+/// Makes bf16 of FP8, with the rows' scales behind them.
+struct Widen<'a> {
+    strip: Strip<'a>,
+    row_bytes: usize,
+    to: &'a mut [u8],
+}
+
+impl Op for Widen<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Strip { weights, row_bytes, cols, .. } = self.strip;
+        let rows = weights.chunks_exact(row_bytes).zip(self.to.chunks_exact_mut(self.row_bytes));
+        for (from, to) in rows {
+            let (codes, own) = from.split_at(cols);
+            let (to, scale) = to.split_at_mut(self.row_bytes - size_of::<f32>());
+            scale[..own.len()].copy_from_slice(own);
+            for (to, codes) in
+                to.as_chunks_mut::<{ 2 * STEP }>().0.iter_mut().zip(codes.chunks(STEP))
+            {
+                let mut step = [0; STEP];
+                step[..codes.len()].copy_from_slice(codes);
+                isa.store_bytes(isa.load_e4m3_pairs(&step), to);
+            }
+        }
+    }
+}
+
 struct Product<'a, W>(Strip<'a>, PhantomData<W>);
 
 impl<W: Weight> Op for Product<'_, W> {
@@ -213,7 +288,8 @@ impl<W: Weight> Op for Product<'_, W> {
         let (t, count) = (self.0.t, self.0.place.1);
         let mut token = 0;
         while token < t {
-            let n = wide.min(t - token);
+            // As even as can be: a tile of few tokens waits for its weights.
+            let n = (t - token).div_ceil((t - token).div_ceil(wide));
             let rows = if I::REGISTERS >= 32 || n == 1 { ROWS } else { 2 };
             let mut row = 0;
             while row < count {
@@ -287,19 +363,10 @@ impl<W: Weight> Product<'_, W> {
             let out = unsafe { strip.out.part(at, R) };
             let scale = strip.scales.map_or(1.0, |scales| scales[token + n]);
             for r in 0..R {
-                let own = if W::BYTES == 1 { self.scale(weights, r) } else { 1.0 };
+                let own = W::SCALE.map_or(1.0, |behind| strip.scale(weights, r, behind(cols)));
                 out[r] = isa.sum(sums[r][n]) * scale * own;
             }
         }
-    }
-
-    /// What row `r` of these weights is multiples of.
-    #[inline(always)]
-    fn scale(&self, weights: &[u8], r: usize) -> f32 {
-        self.0.side.unwrap_or_else(|| {
-            let behind = weights[r * self.0.row_bytes + self.0.cols..].first_chunk();
-            behind.map_or(1.0, |scale| f32::from_le_bytes(*scale))
-        })
     }
 }
 
@@ -320,11 +387,9 @@ unsafe fn step<I: Isa, W: Weight, const R: usize, const N: usize>(
         for r in 1..R {
             weights[r] = W::load(isa, w.0.add(r * w.1));
         }
-        if N == 1 {
-            // A single token streams through rows too short for the machine to foresee.
-            for r in 0..R {
-                isa.prefetch(w.0.wrapping_add((r + R) * w.1));
-            }
+        // Rows are too short for the machine to foresee the next.
+        for r in 0..R {
+            isa.prefetch(w.0.wrapping_add((r + R) * w.1));
         }
         if I::BF16 {
             for n in 0..N {

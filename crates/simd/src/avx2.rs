@@ -240,6 +240,13 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn store_bytes(self, x: I, to: &mut [u8; 64]) {
+        v!({
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), x[0]);
+            _mm256_storeu_si256(to.as_mut_ptr().add(32).cast(), x[1]);
+        });
+    }
+    #[inline(always)]
     fn load_bytes(self, from: &[u8; 64]) -> I {
         v!([
             _mm256_loadu_si256(from.as_ptr().cast()),

@@ -239,6 +239,10 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn store_bytes(self, x: __m512i, to: &mut [u8; 64]) {
+        v!(_mm512_storeu_si512(to.as_mut_ptr().cast(), x));
+    }
+    #[inline(always)]
     fn load_bytes(self, from: &[u8; 64]) -> __m512i {
         v!(_mm512_loadu_si512(from.as_ptr().cast()))
     }

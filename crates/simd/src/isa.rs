@@ -109,6 +109,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// 64 bytes from memory.
     fn load_bytes(self, from: &[u8; 64]) -> Self::B;
+    /// 64 bytes to memory.
+    fn store_bytes(self, x: Self::B, to: &mut [u8; 64]);
     /// The same four bytes in every lane.
     fn splat_bytes(self, x: &[i8; 4]) -> Self::B;
     /// The low four bits of each byte.

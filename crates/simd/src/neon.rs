@@ -225,6 +225,12 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn store_bytes(self, x: B, to: &mut [u8; 64]) {
+        for (i, x) in x.into_iter().enumerate() {
+            v!(vst1q_u8(to.as_mut_ptr().add(16 * i), x));
+        }
+    }
+    #[inline(always)]
     fn load_bytes(self, from: &[u8; 64]) -> B {
         each!(|i| vld1q_u8(from.as_ptr().add(16 * i)))
     }

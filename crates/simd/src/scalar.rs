@@ -167,6 +167,10 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    fn store_bytes(self, x: B, to: &mut [u8; 64]) {
+        *to = x;
+    }
+    #[inline(always)]
     fn load_bytes(self, from: &[u8; 64]) -> B {
         *from
     }
