@@ -172,5 +172,6 @@ fn two_models_are_set_side_by_side() {
             .concat(),
     );
     assert_eq!(same["outputs"][0]["same"], true);
-    assert!(number(&same["divergence"]["kl"]["point"]) < 1e-6);
+    // The original is computed exactly, the one that is run with inputs in bf16.
+    assert!(number(&same["divergence"]["kl"]["point"]) < 1e-4);
 }
