@@ -192,25 +192,35 @@ fn summary(row: &Row) -> String {
 mod tests {
     use super::*;
 
-    fn row(id: &str, decode: f64, memory: u64, perplexity: f64) -> Row {
+    fn row(id: &str, decode: f64, memory: u64, kl: f64) -> Row {
         Row {
             id: id.to_owned(),
             label: id.to_owned(),
             decode: Some(Interval::exact(decode)),
             needed_memory: Some(lathe_base::Bytes(memory)),
-            perplexity: Some(Interval::exact(perplexity)),
+            kl: Some(Interval::exact(kl)),
             ..Row::default()
         }
     }
 
     #[test]
     fn a_lead_in_speed_that_is_noise_does_not_decide_the_balance() {
-        let mut rows = vec![row("fast", 105.0, 200, 10.0), row("small", 100.0, 100, 10.0)];
+        let mut rows = vec![row("fast", 105.0, 200, 0.1), row("small", 100.0, 100, 0.1)];
         let noise = |_: &str, _: &str| Some(Interval { low: 0.9, ..Interval::exact(1.05) });
         score(&mut rows, Weights { throughput: 1.0, memory: 0.01, quality: 0.0 }, &noise);
         assert!(rows[1].balance > rows[0].balance);
         let told = |_: &str, _: &str| Some(Interval { low: 1.03, ..Interval::exact(1.05) });
         score(&mut rows, Weights { throughput: 1.0, memory: 0.01, quality: 0.0 }, &told);
+        assert!(rows[0].balance > rows[1].balance);
+    }
+
+    #[test]
+    fn a_damaged_model_is_not_balanced_however_small_its_perplexity() {
+        let mut rows = vec![row("whole", 100.0, 100, 0.01), row("damaged", 104.0, 95, 0.8)];
+        rows[0].perplexity = Some(Interval::exact(30.0));
+        rows[1].perplexity = Some(Interval::exact(20.0));
+        let weights = Weights { throughput: 0.4, memory: 0.3, quality: 0.3 };
+        score(&mut rows, weights, &|_, _| None);
         assert!(rows[0].balance > rows[1].balance);
     }
 
