@@ -69,6 +69,12 @@ pub trait Backend: Send + Sync + 'static {
         v: &Self::Buffer,
     );
 
+    /// Copies a page of all layers, for a sequence that writes to one that others share.
+    fn copy_page(&self, cache: &mut Self::Cache, from: u32, to: u32);
+
+    /// Copies a sequence's recent page to that of another that goes on from there.
+    fn copy_recent(&self, cache: &mut Self::Cache, from: u32, to: u32);
+
     /// Causal attention over what the cache holds, of the run that was stored last.
     fn attention(
         &self,

@@ -217,6 +217,14 @@ impl Backend for Cpu {
         }
     }
 
+    fn copy_page(&self, cache: &mut CpuCache, from: u32, to: u32) {
+        cache.pages.copy_page(from, to);
+    }
+
+    fn copy_recent(&self, cache: &mut CpuCache, from: u32, to: u32) {
+        cache.pages.copy_recent(from, to);
+    }
+
     fn attention(&self, op: &Attend<'_>, cache: &CpuCache, q: &Vec<f32>, out: &mut Vec<f32>) {
         let (dim, wide) = (op.head_dim, cache.pages.shape().head_dim);
         let what = Attention {

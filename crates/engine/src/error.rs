@@ -50,6 +50,32 @@ pub enum Error {
 
     #[error("{0}")]
     Request(String),
+
+    /// A service takes on no more.
+    #[error("{waiting} requests wait already, and {most} may; try again later")]
+    QueueFull { waiting: usize, most: usize },
+
+    /// A service takes on no prompt of that length now.
+    #[error("with this prompt {waiting} tokens would wait, and {most} may; try again later")]
+    QueueTokens { waiting: usize, most: usize },
+
+    /// The service has ended or is about to.
+    #[error("the service is shutting down")]
+    Closed,
+
+    /// The engine broke on this request; others go on.
+    #[error("{why}")]
+    Broken { why: String },
+}
+
+impl Error {
+    /// From what a panic carries.
+    pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        let why = text.unwrap_or_else(|| "a panic without words".to_owned());
+        Self::Broken { why: format!("a bug in the engine: {why}") }
+    }
 }
 
 impl From<Error> for lathe_api::Error {

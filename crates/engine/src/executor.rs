@@ -3,7 +3,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use lathe_kernels::Span;
+use lathe_kernels::{PAGE_TOKENS, Span};
 use lathe_models::{Frequencies, Layer, Rope, Scaling, Spec};
 
 use crate::{
@@ -11,7 +11,8 @@ use crate::{
     backend::{Angles, Backend, CacheShape},
     layer::{self, Buffers, Head, Place, Positions, Steps},
     network::Network,
-    pages::{FreePages, PageTable},
+    pages::{Copied, PagePool, PageTable},
+    prefix::{Entry, Link},
 };
 
 /// Walks a [`Spec`] for a flat run of tokens of many sequences.
@@ -23,7 +24,7 @@ pub(crate) struct Executor<B: Backend> {
     pub(crate) context: usize,
     /// Tokens of one pass.
     pub(crate) chunk: usize,
-    pub(crate) free: FreePages,
+    pub(crate) pages: PagePool,
     pub(crate) backend: B,
     pub(crate) network: Network<B>,
     /// The ropes in use, without repetition, and for each layer which.
@@ -46,7 +47,7 @@ pub(crate) struct Feed<'a> {
     pub(crate) sequence: &'a mut Sequence,
     pub(crate) tokens: &'a [u32],
     /// How long the run is that these tokens belong to, from the sequence's beginning: what
-    /// length-dependent rope scaling goes by.
+    /// length-dependent rope scaling goes by. A token beyond it is its own run's last.
     pub(crate) horizon: usize,
     pub(crate) want: Want,
 }
@@ -105,9 +106,41 @@ impl Sequence {
         self.len > 0 && self.horizon <= length && horizon > length
     }
 
-    /// Makes sure that the sequence can grow to `tokens` positions.
-    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<(), Error> {
-        self.table.reserve(tokens)
+    /// Takes over what others have computed of the tokens that it is to be fed next; `entries` are
+    /// those from [`Sequence::len`] on, without any that must be computed. Gives the positions
+    /// gained.
+    pub(crate) fn adopt(&mut self, entries: impl Iterator<Item = Entry>) -> usize {
+        if !self.len.is_multiple_of(PAGE_TOKENS)
+            || self.table.pages().len() * PAGE_TOKENS != self.len
+        {
+            return 0;
+        }
+        let gained = self.table.adopt(entries) * PAGE_TOKENS;
+        self.len += gained;
+        gained
+    }
+
+    /// Lets others use its full pages; `entry` says what a position holds.
+    pub(crate) fn publish(&mut self, entry: impl Fn(usize) -> Entry) {
+        let from = self.table.known() * PAGE_TOKENS;
+        if self.len >= from + PAGE_TOKENS {
+            self.table.publish((from..self.len).map(entry));
+        }
+    }
+
+    /// Of its first positions, how many are known to others, and by what chain.
+    pub(crate) fn known(&self) -> (usize, Link) {
+        (self.table.known() * PAGE_TOKENS, self.table.link())
+    }
+
+    /// Whether its next position is the first of a page.
+    pub(crate) fn is_at_page(&self) -> bool {
+        self.len.is_multiple_of(PAGE_TOKENS)
+    }
+
+    /// How many pages it has.
+    pub(crate) fn pages(&self) -> usize {
+        self.table.pages().len()
     }
 }
 
@@ -133,14 +166,14 @@ impl<B: Backend> Executor<B> {
         let Room { context, chunk, .. } = room;
         // Types that keep nothing for each sequence set no limit.
         let CacheShape { kind, pages, recent, .. } = room.cache;
-        let free = FreePages::new(pages, if kind.is_grouped() { recent } else { pages });
+        let pages = PagePool::new(pages, if kind.is_grouped() { recent } else { pages });
         let state = Mutex::new(State { cache, buffers });
-        Ok(Self { spec, context, chunk, free, backend, network, ropes, rope_of, state })
+        Ok(Self { spec, context, chunk, pages, backend, network, ropes, rope_of, state })
     }
 
     /// A sequence without tokens.
     pub(crate) fn sequence(&self) -> Sequence {
-        Sequence { table: self.free.table(), len: 0, horizon: 0 }
+        Sequence { table: self.pages.table(), len: 0, horizon: 0 }
     }
 
     /// A sequence that grows past this length must be computed anew: all its positions are
@@ -152,6 +185,61 @@ impl<B: Backend> Executor<B> {
             _ => None,
         };
         self.ropes.iter().find_map(longest)
+    }
+
+    /// How a key is rotated in a sequence of this length: two lengths with one answer rotate all
+    /// positions alike.
+    pub(crate) fn rotation(&self, horizon: usize) -> u32 {
+        let of = |(rope, _): &(Rope, Frequencies)| match rope.scaling {
+            Scaling::Dynamic { original, .. } if horizon > original => horizon,
+            Scaling::LongRope { original, .. } => usize::from(horizon > original),
+            _ => 0,
+        };
+        // A model has one such scaling. Were there two, the longer answer tells more lengths apart,
+        // and the switch of the other is told by it too.
+        self.ropes.iter().map(of).max().unwrap_or(0) as u32
+    }
+
+    /// Runs of positions that are rotated alike.
+    fn positions(&self, range: Range<usize>, horizon: usize) -> Vec<Positions> {
+        let beyond = range.end.saturating_sub(horizon.max(range.start));
+        if beyond == 0 || !self.ropes.iter().any(|(rope, _)| rope.depends_on_length()) {
+            return vec![Positions { range, horizon }];
+        }
+        let within = range.start..range.end - beyond;
+        let each = |at: usize| Positions { range: at..at + 1, horizon: at + 1 };
+        let rest = (within.end..range.end).map(each);
+        let within = (!within.is_empty()).then_some(Positions { range: within, horizon });
+        within.into_iter().chain(rest).collect()
+    }
+
+    /// Makes sure that a sequence can grow to `tokens` positions, the next of which are its own.
+    ///
+    /// # Errors
+    /// [`Error::Pages`] and [`Error::Sequences`].
+    pub(crate) fn make_room(&self, sequence: &mut Sequence, tokens: usize) -> Result<(), Error> {
+        sequence.table.reserve(tokens)?;
+        // Only a page that is partly full is written to and may be another's.
+        if !sequence.len.is_multiple_of(PAGE_TOKENS)
+            && let Some(Copied { from, to }) = sequence.table.own(sequence.len)?
+        {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            self.backend.copy_page(&mut state.cache, from, to);
+        }
+        Ok(())
+    }
+
+    /// A second sequence that holds the same and goes on by itself.
+    ///
+    /// # Errors
+    /// [`Error::Sequences`] where too many sequences have pages.
+    pub(crate) fn fork(&self, sequence: &Sequence) -> Result<Sequence, Error> {
+        let (table, recent) = sequence.table.fork()?;
+        if let Some(Copied { from, to }) = recent {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            self.backend.copy_recent(&mut state.cache, from, to);
+        }
+        Ok(Sequence { table, ..*sequence })
     }
 
     /// Appends tokens to sequences and appends the wanted rows of logits to `logits`, in order.
@@ -172,8 +260,8 @@ impl<B: Backend> Executor<B> {
             if let Some(id) = feed.tokens.iter().find(|id| **id as usize >= vocab) {
                 return Err(Error::Token { id: *id, vocab });
             }
-            feed.sequence.table.reserve(needed)?;
-            feed.sequence.horizon = feed.horizon;
+            self.make_room(feed.sequence, needed)?;
+            feed.sequence.horizon = feed.horizon.max(needed);
         }
         for pass in passes(feeds, self.chunk) {
             self.pass(&pass, feeds, logits);
@@ -199,9 +287,8 @@ impl<B: Backend> Executor<B> {
         let positions: Vec<Positions> = pass
             .runs
             .iter()
-            .map(|(feed, rows, start)| Positions {
-                range: *start..start + rows.len(),
-                horizon: feeds[*feed].horizon,
+            .flat_map(|(feed, rows, start)| {
+                self.positions(*start..start + rows.len(), feeds[*feed].horizon)
             })
             .collect();
         let ropes = self.ropes.iter();
@@ -335,8 +422,8 @@ mod tests {
 
     #[test]
     fn feeds_are_cut_into_passes_that_keep_their_order() {
-        let free = FreePages::new(8, 2);
-        let sequence = |len| Sequence { table: free.table(), len, horizon: len };
+        let pool = PagePool::new(8, 2);
+        let sequence = |len| Sequence { table: pool.table(), len, horizon: len };
         let (mut a, mut b) = (sequence(5), sequence(0));
         let feeds = [
             Feed { sequence: &mut a, tokens: &[1, 2, 3], horizon: 8, want: Want::Last },

@@ -6,7 +6,6 @@
 //! is cut, nor on what else is in the batch.
 
 pub mod backend;
-mod batch;
 mod cpu;
 mod error;
 mod executor;
@@ -14,6 +13,7 @@ mod layer;
 mod native;
 mod network;
 mod pages;
+mod prefix;
 mod reader;
 mod routing;
 mod runner;
@@ -21,6 +21,7 @@ mod runner_experts;
 mod sampler;
 mod scheme;
 mod scorer;
+pub mod serving;
 
 pub use error::Error;
 pub use lathe_kernels::{Inputs, KvType, Precision};

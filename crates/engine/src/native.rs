@@ -1,6 +1,6 @@
 use std::{fmt, sync::Arc};
 
-use lathe_api::{Caps, Engine, Event, Flow, Info, Request, Scorer, Usage};
+use lathe_api::{Caps, Engine, Event, Finish, Flow, Info, Request, Scorer, Usage};
 use lathe_files::Checkpoint;
 use lathe_formats::Blocks;
 use lathe_kernels::{Inputs, KvType, PAGE_TOKENS, Precision};
@@ -10,20 +10,20 @@ use lathe_tokens::Tokenizer;
 use crate::{
     Error,
     backend::{Backend, CacheShape},
-    batch::Batch,
     cpu::Cpu,
     executor::{Executor, Room},
     network::Network,
     scheme::Scheme,
     scorer::NativeScorer,
+    serving::{Rules, Scheduler, Step, Submission, Update},
 };
 
 /// A model in Lathe's own runtime.
 pub struct Native {
-    executor: Executor<Cpu>,
+    pub(crate) executor: Executor<Cpu>,
     tokenizer: Option<Arc<Tokenizer>>,
     info: Info,
-    batch: usize,
+    pub(crate) batch: usize,
 }
 
 /// How a model is to be run.
@@ -45,6 +45,9 @@ pub struct Options {
     pub rounding: Rounding,
     /// Sequences that are decoded together; the cache has room for as many of full length.
     pub batch: usize,
+    /// Tokens that the cache has room for, all sequences together; by default what
+    /// [`Options::batch`] says.
+    pub cache: Option<usize>,
     /// Tokens of one forward pass: what a prompt is cut into, and what bounds working memory.
     pub chunk: usize,
 }
@@ -74,6 +77,7 @@ impl Default for Options {
             inputs: None,
             rounding: Rounding::None,
             batch: 1,
+            cache: None,
             chunk: 256,
         }
     }
@@ -170,6 +174,53 @@ impl Native {
         Ok(Self { executor, tokenizer: None, info, batch: options.batch.max(1) })
     }
 
+    /// Runs requests to their ends on the caller's thread. Nothing is shared with other calls, so
+    /// that each computes its whole prompt, and a request has all its pages before it starts.
+    fn run(
+        &self,
+        requests: &[Request],
+        sequences: usize,
+        on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
+    ) -> Result<Vec<Usage>, Error> {
+        let rules = Rules {
+            sequences,
+            step_tokens: self.executor.chunk,
+            share_prefixes: false,
+            reserve: true,
+        };
+        let mut scheduler = Scheduler::new(&self.executor, self.tokenizer.as_deref(), rules);
+        for (index, request) in requests.iter().enumerate() {
+            scheduler.submit(index as u64, Submission::from(request.clone()))?;
+        }
+        let mut usages = vec![None; requests.len()];
+        let mut failed = None;
+        loop {
+            let step = scheduler.step(&mut |id, update| {
+                let index = id as usize;
+                match update {
+                    Update::Prefilled { tokens, .. } => on(index, Event::Prefilled { tokens }),
+                    Update::Token { id, piece, .. } => on(index, Event::Token { id, text: &piece }),
+                    Update::Finished { finish, generated, .. } => {
+                        usages[index] = Some(usage(&requests[index], finish, generated));
+                        Flow::Continue
+                    }
+                    Update::Done(result) => {
+                        failed = failed.take().or(result.err());
+                        Flow::Continue
+                    }
+                }
+            });
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            match step {
+                Step::Worked => {}
+                Step::Idle => return Ok(usages.into_iter().flatten().collect()),
+                Step::Stalled(error) => return Err(error),
+            }
+        }
+    }
+
     /// The model's numbers.
     pub fn spec(&self) -> &Spec {
         &self.executor.spec
@@ -191,8 +242,7 @@ impl Engine for Native {
         request: &Request,
         on: &mut dyn FnMut(Event<'_>) -> Flow,
     ) -> Result<Usage, lathe_api::Error> {
-        let batch = Batch::new(&self.executor, self.tokenizer.as_deref(), 1);
-        let usages = batch.run(std::slice::from_ref(request), &mut |_, event| on(event))?;
+        let usages = self.run(std::slice::from_ref(request), 1, &mut |_, event| on(event))?;
         usages.into_iter().next().ok_or_else(|| lathe_api::Error::Failed {
             engine: "native".to_owned(),
             why: "the request ended without a result".to_owned(),
@@ -206,8 +256,7 @@ impl Engine for Native {
         requests: &[Request],
         on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
     ) -> Result<Vec<Usage>, lathe_api::Error> {
-        let batch = Batch::new(&self.executor, self.tokenizer.as_deref(), self.batch);
-        Ok(batch.run(requests, on)?)
+        Ok(self.run(requests, self.batch, on)?)
     }
 
     fn scorer(&self) -> Result<Box<dyn Scorer + '_>, lathe_api::Error> {
@@ -219,6 +268,10 @@ impl fmt::Debug for Native {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Native").field("info", &self.info).finish_non_exhaustive()
     }
+}
+
+fn usage(request: &Request, finish: Finish, generated_tokens: usize) -> Usage {
+    Usage { prompt_tokens: request.prompt.len(), generated_tokens, finish }
 }
 
 /// What an executor is to make room for.
@@ -239,7 +292,8 @@ pub(crate) fn room(spec: &Spec, options: &Options) -> Result<Room, Error> {
     if let Some(layer) = spec.layers.iter().position(|layer| !same(layer)) {
         return Err(Error::UnevenLayers { layer });
     }
-    let pages = options.batch.max(1).saturating_mul(context.div_ceil(PAGE_TOKENS));
+    let full = || options.batch.max(1).saturating_mul(context.div_ceil(PAGE_TOKENS));
+    let pages = options.cache.map_or_else(full, |tokens| tokens.div_ceil(PAGE_TOKENS).max(1));
     let cache = CacheShape {
         kind: options.kv,
         layers: spec.layers.len(),

@@ -46,6 +46,18 @@ impl Sampler {
         Ok(id)
     }
 
+    /// Logarithms of the weights of all tokens that could be drawn, where `logits` are as
+    /// [`Sampler::next`] left them when it gave `chosen`.
+    pub(crate) fn log_weights(&self, logits: &[f32], chosen: u32) -> Vec<(u32, f32)> {
+        match argmax(logits) {
+            Some(best) if self.sampling.temperature > 0.0 => {
+                let candidates = self.candidates(logits, logits[best as usize]);
+                candidates.into_iter().map(|(id, weight)| (id, weight.ln())).collect()
+            }
+            _ => vec![(chosen, 0.0)],
+        }
+    }
+
     /// Bias, then penalties.
     fn adjust(&self, logits: &mut [f32]) {
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } =

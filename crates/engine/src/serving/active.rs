@@ -1,0 +1,202 @@
+use std::{cmp::Reverse, sync::Arc};
+
+use lathe_api::{Finish, Sampling};
+use lathe_kernels::PAGE_TOKENS;
+use lathe_tokens::Tokenizer;
+
+use crate::{
+    Error,
+    backend::Backend,
+    executor::{Executor, Feed, Sequence, Want},
+    prefix::{Entry, Link},
+    reader::Reader,
+    sampler::Sampler,
+    serving::{
+        log_probs::{Distribution, LogProbs},
+        submission::{Submission, Update, derived_seed},
+    },
+};
+
+/// Clients whose requests panic in tests: when a token is chosen, and in a pass.
+#[cfg(test)]
+pub(super) const PANICS: &str = "panics";
+#[cfg(test)]
+pub(super) const BREAKS: &str = "breaks";
+
+/// One text of a submission: its tokens, what the cache holds of them, and how it goes on.
+///
+/// It can lose its pages at any time and be computed anew: nothing that decides on its text is in
+/// the cache alone.
+pub(crate) struct Active<'a> {
+    /// Which submission, and which of its texts.
+    pub(crate) id: u64,
+    pub(crate) text: usize,
+    pub(crate) submission: Arc<Submission>,
+    pub(crate) sequence: Sequence,
+    sampler: Sampler,
+    reader: Reader<'a>,
+    /// Prompt and generation; the sequence holds the first of them.
+    tokens: Vec<u32>,
+    /// Positions before this one are rotated as in a sequence of this length, each later one as if
+    /// it were the last.
+    horizon: usize,
+    pub(crate) generated: usize,
+    /// It has had pages before.
+    pub(crate) begun: bool,
+    /// Tokens of the next pass.
+    pub(crate) planned: usize,
+    pub(crate) finish: Option<Finish>,
+}
+
+impl<'a> Active<'a> {
+    /// # Errors
+    /// [`Error::Request`] names the option that makes no sense.
+    pub(crate) fn new(
+        (id, text): (u64, usize),
+        submission: &Arc<Submission>,
+        sequence: Sequence,
+        tokenizer: Option<&'a Tokenizer>,
+    ) -> Result<Self, Error> {
+        let request = &submission.request;
+        let seed = derived_seed(request.sampling.seed, text);
+        let sampling = Sampling { seed, ..request.sampling.clone() };
+        Ok(Self {
+            id,
+            text,
+            submission: Arc::clone(submission),
+            sequence,
+            sampler: Sampler::new(&sampling, &request.prompt)?,
+            reader: Reader::new(tokenizer, &request.stop_strings),
+            tokens: request.prompt.clone(),
+            horizon: request.prompt.len(),
+            generated: 0,
+            begun: false,
+            planned: 0,
+            finish: None,
+        })
+    }
+
+    /// Who goes first: the higher priority, then the older.
+    pub(crate) fn rank(&self) -> (Reverse<i32>, u64, usize) {
+        (Reverse(self.submission.priority), self.id, self.text)
+    }
+
+    /// Tokens that the next token waits for.
+    pub(crate) fn rest(&self) -> usize {
+        self.tokens.len() - self.sequence.len()
+    }
+
+    /// Whether each pass gives a token.
+    pub(crate) fn decodes(&self) -> bool {
+        self.rest() == 1
+    }
+
+    /// Positions that its cache must have room for, up to the end of its text.
+    pub(crate) fn most(&self) -> usize {
+        self.submission.request.prompt.len() + self.submission.request.max_tokens
+    }
+
+    /// Positions so far.
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Starts over where the text grows past the length at which its rope changes: all its
+    /// positions are rotated differently from there on.
+    pub(crate) fn cross(&mut self, switch: Option<usize>, keep_pages: bool) {
+        let Some(switch) = switch else { return };
+        if self.tokens.len() > switch && self.horizon <= switch {
+            self.horizon = switch + 1;
+            if keep_pages { self.sequence.forget() } else { self.sequence.clear() }
+        }
+    }
+
+    /// Takes over what others have computed; the last token is always computed, for its logits.
+    /// Gives the tokens gained.
+    pub(crate) fn adopt<B: Backend>(&mut self, executor: &Executor<B>) -> usize {
+        let Self { sequence, tokens, horizon, .. } = self;
+        let end = tokens.len() - 1;
+        let start = sequence.len();
+        sequence.adopt((start..end).map(|at| entry(executor, tokens, *horizon, at)))
+    }
+
+    /// The page that it computes next, where others could take it over: which chain it continues,
+    /// and with what.
+    pub(crate) fn next_page<B: Backend>(
+        &self,
+        executor: &Executor<B>,
+    ) -> Option<(Link, Vec<Entry>)> {
+        let (known, link) = self.sequence.known();
+        // The last token is always computed, so a page that ends with it is never looked for.
+        let entry = |at| entry(executor, &self.tokens, self.horizon, at);
+        let page = known..known + PAGE_TOKENS;
+        (page.end < self.tokens.len()).then(|| (link, page.map(entry).collect()))
+    }
+
+    /// Lets others use what it has computed.
+    pub(crate) fn publish<B: Backend>(&mut self, executor: &Executor<B>) {
+        let Self { sequence, tokens, horizon, .. } = self;
+        sequence.publish(|at| entry(executor, tokens, *horizon, at));
+    }
+
+    /// Its part of the next pass.
+    pub(crate) fn feed(&mut self) -> Feed<'_> {
+        #[cfg(test)]
+        assert!(&*self.submission.client != BREAKS, "a test wants it");
+        let done = self.planned == self.rest();
+        let start = self.sequence.len();
+        Feed {
+            sequence: &mut self.sequence,
+            tokens: &self.tokens[start..start + self.planned],
+            horizon: self.horizon,
+            want: if done { Want::Last } else { Want::None },
+        }
+    }
+
+    /// Chooses the next token from its logits, which are changed. Gives what is to be reported, if
+    /// anything is, and sets [`Active::finish`] where the text ends.
+    ///
+    /// # Errors
+    /// [`Error::NoLogits`].
+    pub(crate) fn advance(&mut self, logits: &mut [f32]) -> Result<Option<Update>, Error> {
+        #[cfg(test)]
+        assert!(&*self.submission.client != PANICS, "a test wants it");
+        let request = &self.submission.request;
+        if request.max_tokens == 0 {
+            self.finish = Some(Finish::Length);
+            return Ok(None);
+        }
+        let wanted = self.submission.log_probs;
+        let models = wanted.is_some_and(|wanted| wanted.of == Distribution::Model);
+        let computed = models.then(|| logits.to_vec());
+        let id = self.sampler.next(logits)?;
+        let log_probs = wanted.map(|wanted| match &computed {
+            Some(computed) => LogProbs::of_model(computed, id, wanted.top),
+            None => LogProbs::of_sampled(&self.sampler, logits, id, wanted.top),
+        });
+        if !request.ignore_stop && request.stop_tokens.contains(&id) {
+            self.finish = Some(Finish::Stop);
+            // Text that was held back belongs to tokens before; there is no other update for it.
+            let piece = self.reader.finish();
+            return Ok((!piece.is_empty()).then(|| self.report(id, piece, log_probs)));
+        }
+        self.tokens.push(id);
+        let mut piece = self.reader.push(id);
+        if piece.stopped && !request.ignore_stop {
+            self.finish = Some(Finish::Stop);
+        } else if self.generated + 1 == request.max_tokens {
+            piece.text.push_str(&self.reader.finish());
+            self.finish = Some(Finish::Length);
+        }
+        Ok(Some(self.report(id, piece.text, log_probs)))
+    }
+
+    fn report(&mut self, id: u32, piece: String, log_probs: Option<LogProbs>) -> Update {
+        self.generated += 1;
+        Update::Token { text: self.text, id, piece, log_probs }
+    }
+}
+
+fn entry<B: Backend>(executor: &Executor<B>, tokens: &[u32], horizon: usize, at: usize) -> Entry {
+    Entry { token: tokens[at], rotation: executor.rotation(horizon.max(at + 1)) }
+}
