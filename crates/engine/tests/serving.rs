@@ -189,17 +189,18 @@ fn a_text_that_gave_up_its_pages_is_the_same_as_undisturbed() {
         for share_prefixes in [true, false] {
             // Six sequences of two pages each at their ends, and seven pages.
             let native = tiny(name, &Options { kv, cache: Some(7 * 32), chunk: 48, ..options(6) });
-            let limits = Limits { share_prefixes, ..Limits::default() };
-            let service = start(&native, limits);
             let requests: Vec<Request> =
                 (0..6).map(|i| request(&prompt(9 + 3 * i, i), 50 - 4 * i)).collect();
+            // Before the service has pages: calls of their own are refused where none are left.
+            let expected: Vec<_> = requests.iter().map(|request| alone(&native, request)).collect();
+            let service = start(&native, Limits { share_prefixes, ..Limits::default() });
             let responses: Vec<_> = requests
                 .iter()
                 .map(|request| service.submit(request.clone().into()).unwrap())
                 .collect();
             for (i, response) in responses.into_iter().enumerate() {
                 let read = read(response).unwrap();
-                assert_eq!(read.texts[0], alone(&native, &requests[i]), "{name} {kv:?} {i}");
+                assert_eq!(read.texts[0], expected[i], "{name} {kv:?} {i}");
                 assert_eq!(read.served.generated_tokens, requests[i].max_tokens);
             }
             let snapshot = settled(&service);
@@ -279,13 +280,13 @@ fn what_waits_can_be_cancelled_too() {
 
 #[test]
 fn requests_beyond_the_limits_are_refused_with_the_reason() {
-    let native = demo(&Options { context: Some(128), ..options(1) });
+    let native = demo(&Options { context: Some(512), ..options(1) });
     let limits =
         Limits { waiting: 3, waiting_tokens: 100, n: 2, top_log_probs: 5, ..Limits::default() };
     let service = start(&native, limits);
     let refused = |submission: Submission| service.submit(submission).map(drop).unwrap_err();
-    let long = refused(request(&prompt(100, 1), 29).into());
-    assert!(matches!(long, Error::Context { needed: 129, context: 128 }), "{long}");
+    let long = refused(request(&prompt(100, 1), 413).into());
+    assert!(matches!(long, Error::Context { needed: 513, context: 512 }), "{long}");
     assert!(matches!(refused(request(&[], 5).into()), Error::Request(_)));
     assert!(matches!(refused(request(&[9999], 5).into()), Error::Token { id: 9999, .. }));
     let few = |n| Submission { n, ..request(&prompt(5, 1), 5).into() };
@@ -295,7 +296,7 @@ fn requests_beyond_the_limits_are_refused_with_the_reason() {
     assert!(refused(Submission { log_probs: Some(wanted), ..few(1) }).to_string().contains('6'));
 
     // One runs for long; then the queue fills, first its tokens, then its places.
-    let mut runs = service.submit(request(&prompt(5, 1), 120).into()).unwrap();
+    let mut runs = service.submit(request(&prompt(5, 1), 500).into()).unwrap();
     runs.next();
     while service.snapshot().waiting > 0 {
         thread::sleep(Duration::from_millis(1));
@@ -356,10 +357,11 @@ fn a_light_client_does_not_wait_for_all_of_a_heavy_one() {
     };
     let heavy: Vec<_> = (0..12).map(|i| service.submit(of("heavy", i)).unwrap()).collect();
     let light = service.submit(of("light", 50)).unwrap();
+    let before = service.snapshot().finished;
     read(light).unwrap();
-    let finished = service.snapshot().finished;
+    let finished = service.snapshot().finished - before;
     // It takes the place of one of the two that run.
-    assert!(finished <= 3, "{finished} had finished before");
+    assert!(finished <= 3, "{finished} finished meanwhile");
     heavy.into_iter().for_each(|response| drop(read(response).unwrap()));
     assert_eq!(settled(&service).finished, 13);
 }
@@ -368,16 +370,16 @@ fn a_light_client_does_not_wait_for_all_of_a_heavy_one() {
 fn a_higher_priority_takes_the_place_of_a_lower_one_and_texts_stay_the_same() {
     let native = demo(&Options { context: Some(256), kv: KvType::Int8, ..options(2) });
     let service = start(&native, Limits::default());
-    let usual: Vec<Request> = (0..4).map(|i| request(&prompt(20, i), 150)).collect();
+    let usual: Vec<Request> = (0..6).map(|i| request(&prompt(20, i), 200)).collect();
     let mut responses: Vec<_> =
         usual.iter().map(|request| service.submit(request.clone().into()).unwrap()).collect();
-    responses[0].next();
+    responses[..2].iter_mut().for_each(|response| drop(response.next()));
     let urgent = request(&prompt(30, 9), 10);
     let submission = Submission { priority: 1, ..urgent.clone().into() };
     let read_urgent = read(service.submit(submission).unwrap()).unwrap();
     assert_eq!(read_urgent.texts[0], alone(&native, &urgent));
     let now = service.snapshot();
-    assert!(now.finished <= 2 && now.preemptions >= 1, "{now:?}");
+    assert!(now.preemptions >= 1 && now.waiting + now.preempted > 0, "{now:?}");
     for (request, mut response) in usual.iter().zip(responses) {
         let ids: Vec<u32> = response
             .by_ref()
@@ -437,7 +439,9 @@ fn many_clients_that_come_and_go_lose_no_page_and_get_their_texts() {
         let native = demo(&Options { kv, cache: Some(cache), context: Some(256), ..options(8) });
         let limits = Limits { waiting: 40, ..Limits::default() };
         let service = start(&native, limits);
-        let until = Instant::now() + Duration::from_secs(3);
+        // Longer by hand.
+        let seconds = std::env::var("LATHE_SOAK_SECONDS").ok().and_then(|s| s.parse().ok());
+        let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(3));
         let (done, gone, refused) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
             for client in 0..64usize {
@@ -486,6 +490,7 @@ fn many_clients_that_come_and_go_lose_no_page_and_get_their_texts() {
         assert!(now.preemptions > 0 && now.prefix_hit_tokens > 0, "{now:?}");
         let ended = done.into_inner() + gone.into_inner();
         assert_eq!((now.finished + now.cancelled) as usize, ended, "{now:?}");
+        println!("{kv:?}, {} turned away: {now:?}", refused.into_inner());
         // After all that, what is left in the cache is still right.
         let last = request(&[prompt(99, 1), prompt(20, 7)].concat(), 40);
         let read = read(service.submit(last.clone().into()).unwrap()).unwrap();

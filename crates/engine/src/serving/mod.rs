@@ -9,6 +9,7 @@
 mod active;
 mod limits;
 mod log_probs;
+mod places;
 mod plan;
 mod queue;
 mod response;
@@ -18,6 +19,7 @@ mod snapshot;
 mod submission;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 pub use limits::Limits;
 pub use log_probs::{Distribution, LogProbs, LogProbsWanted};

@@ -17,7 +17,7 @@ use crate::{
     serving::{
         limits::Limits,
         response::Response,
-        scheduler::{Rules, Scheduler, Step, admissible},
+        scheduler::{Rules, Scheduler, Step},
         snapshot::Snapshot,
         submission::{Submission, Update},
     },
@@ -26,7 +26,26 @@ use crate::{
 /// A loaded model at everybody's service: any thread submits requests at any time, and each hears
 /// of its own through a [`Response`].
 ///
-/// One thread of its own runs the scheduler. A request that fails, or panics, ends alone.
+/// One thread of its own runs the scheduler. A request that fails, or panics, ends alone. Loaded for
+/// several sequences ([`crate::Options::batch`]) and with room for all their tokens
+/// ([`crate::Options::cache`]), the model serves as many at a time; the others wait.
+///
+/// ```no_run
+/// # use std::sync::Arc;
+/// # use lathe_engine::{Error, Native, serving::{Limits, Service, Submission, Update}};
+/// # fn serve(native: Arc<Native>, request: lathe_api::Request) -> Result<(), Error> {
+/// let service = Service::start(native, Limits::default())?;
+/// let submission = Submission { n: 2, client: Arc::from("someone"), ..request.into() };
+/// for update in service.submit(submission)? {
+///     match update {
+///         Update::Token { text, piece, .. } => println!("{text}: {piece}"),
+///         Update::Done(served) => println!("{} tokens", served?.generated_tokens),
+///         _ => {}
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Service {
     native: Arc<Native>,
     limits: Limits,
@@ -109,7 +128,7 @@ impl Service {
     }
 
     fn check(&self, submission: &Submission) -> Result<(), Error> {
-        admissible(&self.native.executor, self.native.tokenizer().map(Arc::as_ref), submission)?;
+        submission.check(&self.native.executor, self.native.tokenizer().map(Arc::as_ref))?;
         let Limits { n, top_log_probs, .. } = self.limits;
         if submission.n > n {
             return Err(Error::Request(format!("n is {}; it may be {n}", submission.n)));

@@ -1,8 +1,16 @@
 use std::sync::Arc;
 
 use lathe_api::{Finish, Request};
+use lathe_kernels::PAGE_TOKENS;
+use lathe_tokens::Tokenizer;
 
-use crate::serving::log_probs::{LogProbs, LogProbsWanted};
+use crate::{
+    Error,
+    backend::Backend,
+    executor::Executor,
+    sampler::Sampler,
+    serving::log_probs::{LogProbs, LogProbsWanted},
+};
 
 /// A request and how it is to be served.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +31,39 @@ impl From<Request> for Submission {
     /// One text, without log probabilities, at priority 0, of the client without a name.
     fn from(request: Request) -> Self {
         Self { request, n: 1, log_probs: None, priority: 0, client: Arc::from("") }
+    }
+}
+
+impl Submission {
+    /// Whether it can be run at all.
+    ///
+    /// # Errors
+    /// [`Error::Request`], [`Error::Token`], [`Error::Context`].
+    pub(crate) fn check<B: Backend>(
+        &self,
+        executor: &Executor<B>,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<(), Error> {
+        let request = &self.request;
+        if request.prompt.is_empty() {
+            return Err(Error::Request("the prompt is empty; it needs at least one token".into()));
+        }
+        let vocab = executor.spec.vocab;
+        if let Some(id) = request.prompt.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::Token { id: *id, vocab });
+        }
+        let needed = request.prompt.len().saturating_add(request.max_tokens);
+        let context = executor.context.min(executor.pages.counts().all * PAGE_TOKENS);
+        if needed > context {
+            return Err(Error::Context { needed, context });
+        }
+        if tokenizer.is_none() && !request.stop_strings.is_empty() {
+            return Err(Error::Request("stop strings need a tokenizer".into()));
+        }
+        if self.n == 0 {
+            return Err(Error::Request("n must be at least 1".into()));
+        }
+        Sampler::new(&request.sampling, &[]).map(|_| ())
     }
 }
 
@@ -50,7 +91,7 @@ pub enum Update {
     /// One text has ended.
     Finished { text: usize, finish: Finish, generated: usize },
     /// All of it has ended; nothing comes after.
-    Done(Result<Served, crate::Error>),
+    Done(Result<Served, Error>),
 }
 
 /// What a submission came to.
