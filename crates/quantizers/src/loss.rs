@@ -105,8 +105,13 @@ impl Op for Panel<'_> {
     fn run<I: Isa>(mut self, isa: I) {
         let rows = self.delta.rows;
         let whole = rows - rows % 4;
-        (0..whole).step_by(4).for_each(|row| self.rows::<I, 4>(isa, row));
-        (whole..rows).for_each(|row| self.rows::<I, 1>(isa, row));
+        // Loops, since a closure would be compiled without the instruction set.
+        for row in (0..whole).step_by(4) {
+            self.rows::<I, 4>(isa, row);
+        }
+        for row in whole..rows {
+            self.rows::<I, 1>(isa, row);
+        }
     }
 }
 

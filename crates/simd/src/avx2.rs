@@ -119,16 +119,8 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn store_bf16(self, x: F, to: &mut [u8; 32]) {
         v!({
-            let round = |x: __m256| {
-                let bits = _mm256_castps_si256(x);
-                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-                let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-                let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
-                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-                _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan)
-            };
             // Packing takes four numbers of each in turn.
-            let packed = _mm256_packus_epi32(round(x[0]), round(x[1]));
+            let packed = _mm256_packus_epi32(to_bf16(x[0]), to_bf16(x[1]));
             let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
             _mm256_storeu_si256(to.as_mut_ptr().cast(), packed);
         });
@@ -136,9 +128,17 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn bf16_pairs(self, x: I) -> [F; 2] {
         v!({
-            let low = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
-            let high = |x| _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(-65536)));
-            [[low(x[0]), low(x[1])], [high(x[0]), high(x[1])]]
+            let mask = _mm256_set1_epi32(-65536);
+            [
+                [
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x[0])),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x[1])),
+                ],
+                [
+                    _mm256_castsi256_ps(_mm256_and_si256(x[0], mask)),
+                    _mm256_castsi256_ps(_mm256_and_si256(x[1], mask)),
+                ],
+            ]
         })
     }
     #[inline(always)]
@@ -380,5 +380,22 @@ unsafe fn pick(low: __m256, high: __m256, index: __m256i) -> __m256 {
         let low = _mm256_permutevar8x32_ps(low, index);
         let high = _mm256_permutevar8x32_ps(high, index);
         _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+    }
+}
+
+/// Rounds to nearest even, to bfloat16 in the low halves of the lanes.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn to_bf16(x: __m256) -> __m256i {
+    // SAFETY: the caller vouches for the feature.
+    unsafe {
+        let bits = _mm256_castps_si256(x);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+        _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan)
     }
 }

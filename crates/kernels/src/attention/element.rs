@@ -264,7 +264,9 @@ impl Element for Int8 {
         unsafe {
             let from = page.now.as_ptr().add(d * PAGE_TOKENS);
             let affine = affine(isa, page, d);
-            [0, 1].map(|v| apply(isa, isa.load_u8(&*from.add(v * LANES).cast()), affine))
+            // Not by `map`: its closure would be compiled without the instruction set.
+            let (low, high) = (isa.load_u8(&*from.cast()), isa.load_u8(&*from.add(LANES).cast()));
+            [apply(isa, low, affine), apply(isa, high, affine)]
         }
     }
     #[inline(always)]
@@ -308,7 +310,8 @@ impl Element for Int4 {
         unsafe {
             let codes = isa.load_u8(&*page.now.as_ptr().add(d * LANES).cast());
             let affine = affine(isa, page, d);
-            isa.split_nibbles(codes).map(|codes| apply(isa, codes, affine))
+            let [low, high] = isa.split_nibbles(codes);
+            [apply(isa, low, affine), apply(isa, high, affine)]
         }
     }
     #[inline(always)]

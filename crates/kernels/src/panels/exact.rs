@@ -131,26 +131,33 @@ fn decode<I: Isa, K: Layout>(isa: I, w: &Panels, panel: usize, room: &mut [[f32;
     }
 }
 
-/// Decodes the panel that a row is in, and copies its lane.
-pub(super) struct DecodeRow<'a> {
-    pub(super) panels: &'a Panels,
-    pub(super) row: usize,
-    pub(super) out: &'a mut [f32],
+/// Writes the weights of one row: decodes the panel that it is in, and copies its lane.
+pub(super) fn decode_row(panels: &Panels, row: usize, out: &mut [f32]) {
+    let shape = &panels.shape;
+    assert!(row < shape.rows && out.len() == shape.cols);
+    PANEL.with_borrow_mut(|room| {
+        room.resize(shape.subs() * SUB, [0.0; LANES]);
+        let panel = row / LANES;
+        with_layout!(shape.kind, K => {
+            lathe_simd::run(Decode::<K> { panels, panel, room, kind: PhantomData });
+        });
+        for (out, weights) in out.iter_mut().zip(room.iter()) {
+            *out = weights[row % LANES];
+        }
+    });
 }
 
-impl Op for DecodeRow<'_> {
+struct Decode<'a, K> {
+    panels: &'a Panels,
+    panel: usize,
+    room: &'a mut [[f32; LANES]],
+    kind: PhantomData<K>,
+}
+
+impl<K: Layout> Op for Decode<'_, K> {
     type Out = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { panels, row, out } = self;
-        let shape = &panels.shape;
-        assert!(row < shape.rows && out.len() == shape.cols);
-        PANEL.with_borrow_mut(|room| {
-            room.resize(shape.subs() * SUB, [0.0; LANES]);
-            with_layout!(shape.kind, K => decode::<I, K>(isa, panels, row / LANES, room));
-            for (out, weights) in out.iter_mut().zip(room.iter()) {
-                *out = weights[row % LANES];
-            }
-        });
+        decode::<I, K>(isa, self.panels, self.panel, self.room);
     }
 }

@@ -108,6 +108,6 @@ impl Panels {
 
     /// Writes the weights of one row.
     pub(crate) fn decode_row(&self, row: usize, out: &mut [f32]) {
-        lathe_simd::run(exact::DecodeRow { panels: self, row, out });
+        exact::decode_row(self, row, out);
     }
 }
