@@ -1,7 +1,11 @@
 //! Makes a model whose formats are chosen for a budget: what `quantize` and `optimize` share.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
+use anyhow::Context;
 use lathe_base::{Bytes, Progress};
 use lathe_files::{Checkpoint, gguf::Metadata};
 use lathe_formats::AnyFormat;
@@ -49,7 +53,11 @@ impl Fitting<'_> {
             true => open::tokenizer(self.checkpoint)?.export(self.weights.spec().vocab)?.metadata,
             false => Metadata::new(),
         };
-        self.with(tokenizer, |fit_| Ok(fit(fit_, progress)?))
+        // Measurements are kept before there is anything else.
+        if let Some(folder) = self.out.parent() {
+            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
+        self.with(tokenizer, |request| Ok(fit(request, progress)?))
     }
 
     /// What [`Self::carry_out`] takes, where so many operations are done in a second.

@@ -130,6 +130,24 @@ fn what_changes_the_model_first_and_what_takes_long_to_make_is_planned() {
 }
 
 #[test]
+fn formats_for_a_budget_are_a_candidate() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, texts) = (folder.path().join("run"), folder.path().join("texts.jsonl"));
+    let story = "Once upon a time there was a cat who sat on a mat and looked at a bird. ";
+    let line = serde_json::json!({ "text": story.repeat(8) });
+    std::fs::write(&texts, format!("{line}\n{line}\n")).unwrap();
+    let asked = ["--formats", "4.5bpw", "--calibration", texts.to_str().unwrap()];
+    let output = optimize(&run, &asked).output().unwrap();
+    let report = json(&output);
+    let made = row(&report, "4.5bpw");
+    let bits = made["bits_per_weight"].as_f64().unwrap();
+    assert!((4.2..=4.5).contains(&bits), "{bits}");
+    assert!(made["kl"]["point"].as_f64().unwrap() < 0.2);
+    assert!(run.join("models/4.5bpw.gguf").exists());
+    assert!(!run.join("models/4.5bpw.gguf.measured.jsonl").exists());
+}
+
+#[test]
 fn a_killed_run_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");

@@ -21,7 +21,7 @@ const USUAL_MAKE: Seconds = Seconds(3600.0);
 #[derive(Args)]
 #[command(after_help = "Examples:
   lathe optimize
-      everything on the built-in demo model: a minute and a half
+      everything on the built-in demo model: about two minutes
   lathe optimize ./Qwen2.5-1.5B --max-memory 2GiB --min-decode-tps 20 --max-kl 0.02
       the best configuration that meets all three, each with 95 % confidence
   lathe optimize org/name --context 4096 --batch 4 --cost-per-hour 1.20 --data my-texts.jsonl

@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Instant,
@@ -399,10 +400,11 @@ impl Shop {
                 Some(bits) => {
                     let calibration = self.calibration(progress)?;
                     let both = (&plan, &recipe);
-                    let fitted = self
-                        .fitting((bits, calibration), weights, both, &path)
-                        .carry_out(progress)?;
-                    fitted.summary
+                    let fitting = self.fitting((bits, calibration), weights, both, &path);
+                    let summary = fitting.carry_out(progress)?.summary;
+                    // No other budget is tried with these measurements; not there is as good.
+                    let _ = fs::remove_file(fitting.journal());
+                    summary
                 }
                 None => self.coded(coding, weights, (&plan, &path), progress)?,
             };
