@@ -36,9 +36,11 @@ impl Dropped {
         Self { layers: layers.clone(), why: format!("layers left out: {}", listed.join(", ")) }
     }
 
-    /// As many as asked for, whichever: what is left has the same size, if all layers have.
-    pub(crate) fn any(count: usize) -> Self {
-        Self::listed(&(0..count).collect())
+    /// As many as asked for, of `all`, whichever: what is left has the same size, if all layers
+    /// have.
+    pub(crate) fn any(count: usize, all: usize) -> anyhow::Result<Self> {
+        check(count, all)?;
+        Ok(Self::listed(&(0..count).collect()))
     }
 
     /// The `count` layers that change the texts' states least.
@@ -50,9 +52,7 @@ impl Dropped {
         progress: &dyn Progress,
     ) -> anyhow::Result<Self> {
         let all = weights.spec().layers.len();
-        if count >= all {
-            bail!("{count} layers cannot be dropped: the model has {all}; leave at least one");
-        }
+        check(count, all)?;
         calibration.sequences.truncate(SEQUENCES);
         let measured = Measured { weights, calibration: &calibration, head: false, threads };
         let similarity = measure_similarity(&measured, progress)?;
@@ -60,6 +60,13 @@ impl Dropped {
         let why = influences(&similarity, &least, all);
         Ok(Self { layers: least.into_iter().collect(), why })
     }
+}
+
+fn check(count: usize, all: usize) -> anyhow::Result<()> {
+    if count == 0 || count >= all {
+        bail!("{count} layers cannot be dropped: the model has {all}; leave at least one");
+    }
+    Ok(())
 }
 
 /// Which layers go, and what every one does.

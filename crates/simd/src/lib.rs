@@ -7,7 +7,8 @@
 //! A vector always has [`LANES`] = 16 lanes of 32 bits, or 64 bytes, whatever the machine's
 //! registers are: AVX-512 holds it in one register, AVX2 in two, NEON in four. Sums over lanes
 //! are taken in one fixed order and every multiply-add is fused, so an algorithm gives the same
-//! bits on every instruction set.
+//! bits on every instruction set. Only products of bfloat16 may take subnormal numbers for 0 where
+//! the machine has an instruction for them.
 
 mod dispatch;
 mod isa;

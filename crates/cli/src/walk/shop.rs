@@ -207,7 +207,8 @@ impl Shop {
 
     fn sizes_of(&self, coding: &Coding) -> anyhow::Result<Sizes> {
         // Which layers go does not matter for what is left, nor does a rotation.
-        let dropped = coding.drop_layers.map(Dropped::any);
+        let all = self.spec().layers.len();
+        let dropped = coding.drop_layers.map(|count| Dropped::any(count, all)).transpose()?;
         let change = Change { dropped, rotate: None };
         change.view(&self.stored(), &self.checkpoint, self.settings.threads, |weights, _| {
             let recipe = recipe(coding)?;
