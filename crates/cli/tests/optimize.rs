@@ -130,6 +130,19 @@ fn what_changes_the_model_first_and_what_takes_long_to_make_is_planned() {
 }
 
 #[test]
+fn more_layers_dropped_than_there_are_is_said_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for (layers, says) in [("0", "drop"), ("999999999999", "999999999999"), ("99", "99")] {
+        let run = folder.path().join(layers);
+        let formats = format!("q8_0+drop:{layers}");
+        let output = optimize(&run, &["--formats", &formats]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{layers}: {error}");
+        assert!(error.contains(says) && error.lines().count() < 12, "{error}");
+    }
+}
+
+#[test]
 fn formats_for_a_budget_are_a_candidate() {
     let folder = tempfile::tempdir().unwrap();
     let (run, texts) = (folder.path().join("run"), folder.path().join("texts.jsonl"));

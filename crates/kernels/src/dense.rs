@@ -9,14 +9,11 @@ use std::cell::RefCell;
 use lathe_formats::Blocks;
 use lathe_simd::{Isa, LANES, Op};
 
-use crate::{Pool, output::Output};
-
-/// Bytes of weights that one task works through, token tile after token tile: they stay in the
-/// second-level cache meanwhile.
-const TASK_BYTES: usize = 256 << 10;
-
-/// Rows that are multiplied together.
-const ROWS: usize = 4;
+use crate::{
+    Pool,
+    output::Output,
+    tiles::{Tile, sums, task_rows, walk},
+};
 
 /// How a stored number is read.
 trait Weight {
@@ -64,9 +61,7 @@ pub(crate) fn matmul(pool: &Pool, x: &[f32], t: usize, w: &Blocks, out: &mut [f3
     let name = w.format.name();
     let direct = ["f32", "f16", "bf16"].contains(&name);
     let row_bytes = if direct { w.format.row_bytes(w.cols) } else { 4 * w.cols };
-    let per_task = (TASK_BYTES / row_bytes.max(1)).clamp(ROWS, 512) / ROWS * ROWS;
-    // Small matrices are cut finer, so that every thread has its share.
-    let per_task = per_task.min(w.rows.div_ceil(4 * pool.threads()).next_multiple_of(ROWS));
+    let per_task = task_rows(w.rows, row_bytes, pool.threads());
     let out = Output::new(out);
     pool.run(w.rows.div_ceil(per_task), &|task| {
         let first = task * per_task;
@@ -132,47 +127,13 @@ impl<W: Weight> Op for Product<'_, W> {
     type Out = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        // Accumulators, one row's weights and one token's inputs must fit in the registers.
-        let wide = if I::REGISTERS >= 32 { 6 } else { 2 };
-        let mut token = 0;
-        while token < self.strip.t {
-            let n = wide.min(self.strip.t - token);
-            let rows = if I::REGISTERS >= 32 || n == 1 { ROWS } else { 2 };
-            let mut row = 0;
-            while row < self.strip.count {
-                let r = if self.strip.count - row >= rows { rows } else { 1 };
-                self.tile(isa, row, r, token, n);
-                row += r;
-            }
-            token += n;
-        }
+        walk(isa, &self, self.strip.count, self.strip.t);
     }
 }
 
-impl<W: Weight> Product<'_, W> {
+impl<W: Weight> Tile for Product<'_, W> {
     #[inline(always)]
-    fn tile<I: Isa>(&self, isa: I, row: usize, rows: usize, token: usize, tokens: usize) {
-        match (rows, tokens) {
-            (4, 1) => self.dot::<I, 4, 1>(isa, row, token),
-            (4, 2) => self.dot::<I, 4, 2>(isa, row, token),
-            (4, 3) => self.dot::<I, 4, 3>(isa, row, token),
-            (4, 4) => self.dot::<I, 4, 4>(isa, row, token),
-            (4, 5) => self.dot::<I, 4, 5>(isa, row, token),
-            (4, 6) => self.dot::<I, 4, 6>(isa, row, token),
-            (2, 1) => self.dot::<I, 2, 1>(isa, row, token),
-            (2, 2) => self.dot::<I, 2, 2>(isa, row, token),
-            (1, _) => {
-                for i in 0..tokens {
-                    self.dot::<I, 1, 1>(isa, row, token + i);
-                }
-            }
-            _ => unreachable!("no tile of {rows} × {tokens}"),
-        }
-    }
-
-    /// `R` rows from `row` on times `N` tokens from `token` on.
-    #[inline(always)]
-    fn dot<I: Isa, const R: usize, const N: usize>(&self, isa: I, row: usize, token: usize) {
+    fn tile<I: Isa, const R: usize, const N: usize>(&self, isa: I, row: usize, token: usize) {
         let cols = self.strip.cols;
         let weights = &self.weights[row * cols * W::BYTES..(row + R) * cols * W::BYTES];
         let inputs = &self.strip.x[token * cols..(token + N) * cols];
@@ -209,9 +170,7 @@ impl<W: Weight> Product<'_, W> {
             let at = (token + n) * self.strip.rows + self.strip.first + row;
             // SAFETY: these rows are this task's alone.
             let out = unsafe { self.strip.out.part(at, R) };
-            for r in 0..R {
-                out[r] = isa.sum(total[r][n]);
-            }
+            out.copy_from_slice(&sums::<I, R, N>(isa, &total, n));
         }
     }
 }

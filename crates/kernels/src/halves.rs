@@ -1,27 +1,28 @@
-//! Products with weights that are bfloat16, or exactly become it: bf16 where they lie, FP8 on its
-//! way into the registers. Inputs are rounded to bfloat16 once per operation, so that machines with
+//! Products with weights that are bfloat16, or exactly become it: bf16 where they lie, FP8 and f16
+//! on their way into the registers. Inputs are rounded to bfloat16 once per operation, so that machines with
 //! a dot product for it multiply two columns at a time.
 //!
 //! Thirty-two columns make a step: a lane has two neighbours of them. Machines without the
 //! instruction hold inputs as f32, the low neighbours of a step before the high ones, and compute
 //! the same sums in the same order.
 
-use std::{cell::RefCell, marker::PhantomData};
+use std::{
+    cell::RefCell,
+    marker::PhantomData,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use lathe_formats::Blocks;
 use lathe_simd::{Isa, LANES, Op};
 
-use crate::{Pool, output::Output};
+use crate::{
+    Pool,
+    output::Output,
+    tiles::{self, Tile, task_rows, walk},
+};
 
 /// Columns of a step.
 const STEP: usize = 2 * LANES;
-
-/// Bytes of weights that one task works through, token tile after token tile: they stay in the
-/// second-level cache meanwhile.
-const TASK_BYTES: usize = 256 << 10;
-
-/// Rows that are multiplied together.
-const ROWS: usize = 4;
 
 /// Tokens whose inputs one task rounds.
 const ROUNDED: usize = 8;
@@ -39,8 +40,9 @@ trait Weight {
 }
 
 struct Bf16;
+struct F16;
 struct E4m3;
-/// FP8 made bf16.
+/// Others made bf16, with a scale behind each row.
 struct Widened;
 
 impl Weight for Widened {
@@ -63,6 +65,16 @@ impl Weight for Bf16 {
     }
 }
 
+impl Weight for F16 {
+    const BYTES: usize = 2;
+    const SCALE: Option<fn(usize) -> usize> = None;
+    #[inline(always)]
+    unsafe fn load<I: Isa>(isa: I, from: *const u8) -> I::B {
+        // SAFETY: as above.
+        isa.load_f16_pairs(unsafe { &*from.cast() })
+    }
+}
+
 impl Weight for E4m3 {
     const BYTES: usize = 1;
     const SCALE: Option<fn(usize) -> usize> = Some(|cols| cols);
@@ -77,9 +89,46 @@ impl Weight for E4m3 {
 /// afterwards, the scales.
 pub(crate) type Scaled<'a> = (&'a [f32], Option<&'a [f32]>);
 
-/// Whether weights of a format are multiplied here.
-pub(crate) fn takes(format: &str) -> bool {
-    ["bf16", "fp8_row", "fp8_tensor"].contains(&format)
+/// Whether these weights can be multiplied here: those of some formats always, those of f16 where
+/// each is a bfloat16 too, as in the files of models that were trained in it.
+pub(crate) fn takes(pool: &Pool, w: &Blocks) -> bool {
+    match w.format.name() {
+        "bf16" | "fp8_row" | "fp8_tensor" => true,
+        "f16" => {
+            let differs = AtomicBool::new(false);
+            let parts = w.data.len().div_ceil(LOOKED_AT);
+            pool.run(parts, &|part| {
+                if !differs.load(Ordering::Relaxed) {
+                    let part = part * LOOKED_AT..w.data.len().min((part + 1) * LOOKED_AT);
+                    if !are_bf16(&w.data[part]) {
+                        differs.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+            !differs.into_inner()
+        }
+        _ => false,
+    }
+}
+
+/// Bytes of weights that one task looks at.
+const LOOKED_AT: usize = 1 << 20;
+
+/// Whether each of these halves is a number that bfloat16 can hold.
+fn are_bf16(halves: &[u8]) -> bool {
+    let inexact = |half: &[u8; 2]| {
+        let half = u16::from_le_bytes(*half);
+        let (exponent, fraction) = (half >> 10 & 31, half & 0x3ff);
+        // Eight significant bits: the leading one is written only where numbers are subnormal.
+        let normal = fraction & 7 != 0;
+        let small = fraction > 255 && (fraction > 511 || fraction & 1 != 0) && fraction & 3 != 0;
+        let lost = if exponent == 0 { small } else { normal };
+        lost || exponent == 31
+    };
+    // No early end within a row of them, so that it becomes vectors.
+    halves
+        .chunks(1 << 12)
+        .all(|part| !part.as_chunks::<2>().0.iter().fold(false, |any, half| any | inexact(half)))
 }
 
 /// The product with `w`, whose format is one of those that [`takes`] names.
@@ -105,9 +154,7 @@ pub(crate) fn matmul(pool: &Pool, x: Scaled<'_>, t: usize, w: &Blocks, out: &mut
     });
     let inputs = &room[..t * stride];
     let row_bytes = w.format.row_bytes(w.cols);
-    let per_task = (TASK_BYTES / row_bytes.max(1)).clamp(ROWS, 512) / ROWS * ROWS;
-    // Small matrices are cut finer, so that every thread has its share.
-    let per_task = per_task.min(w.rows.div_ceil(4 * pool.threads()).next_multiple_of(ROWS));
+    let per_task = task_rows(w.rows, row_bytes, pool.threads());
     let side = w.side.first_chunk().map(|scale| f32::from_le_bytes(*scale));
     let out = Output::new(out);
     pool.run(w.rows.div_ceil(per_task), &|task| {
@@ -126,18 +173,18 @@ pub(crate) fn matmul(pool: &Pool, x: Scaled<'_>, t: usize, w: &Blocks, out: &mut
             place: (first, count, w.rows),
             out,
         };
-        if w.format.name() == "bf16" {
-            lathe_simd::run(Product::<Bf16>(strip, PhantomData));
-        } else if t <= FEW {
-            lathe_simd::run(Product::<E4m3>(strip, PhantomData));
-        } else {
-            strip.widened();
+        match w.format.name() {
+            "bf16" => lathe_simd::run(Product::<Bf16>(strip, PhantomData)),
+            "f16" if t <= FEW => lathe_simd::run(Product::<F16>(strip, PhantomData)),
+            "f16" => strip.widened::<F16>(),
+            _ if t <= FEW => lathe_simd::run(Product::<E4m3>(strip, PhantomData)),
+            _ => strip.widened::<E4m3>(),
         }
     });
     ROOM.set(room);
 }
 
-/// Up to so many tokens FP8 is widened on its way into the registers, not beforehand.
+/// Up to so many tokens FP8 and f16 are widened on their way into the registers, not beforehand.
 const FEW: usize = 6;
 
 /// Asks for the bytes that an input takes.
@@ -224,15 +271,15 @@ struct Strip<'a> {
 }
 
 impl Strip<'_> {
-    /// The product with FP8 widened to bf16 first, once for all tokens.
-    fn widened(self) {
+    /// The product with weights made bf16 first, once for all tokens.
+    fn widened<W: Weight>(self) {
         thread_local! {
             static WIDE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         WIDE.with_borrow_mut(|wide| {
             let row_bytes = 2 * self.cols.next_multiple_of(STEP) + size_of::<f32>();
             wide.resize(self.place.1 * row_bytes, 0);
-            lathe_simd::run(Widen { strip: self, row_bytes, to: wide });
+            lathe_simd::run(Widen::<W> { strip: self, row_bytes, to: wide, kind: PhantomData });
             let strip = Strip { weights: wide, row_bytes, ..self };
             lathe_simd::run(Product::<Widened>(strip, PhantomData));
         });
@@ -248,29 +295,32 @@ impl Strip<'_> {
     }
 }
 
-/// Makes bf16 of FP8, with the rows' scales behind them.
-struct Widen<'a> {
+/// Makes bf16 of rows, with their scales behind them.
+struct Widen<'a, W> {
     strip: Strip<'a>,
     row_bytes: usize,
     to: &'a mut [u8],
+    kind: PhantomData<W>,
 }
 
-impl Op for Widen<'_> {
+impl<W: Weight> Op for Widen<'_, W> {
     type Out = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Strip { weights, row_bytes, cols, .. } = self.strip;
         let rows = weights.chunks_exact(row_bytes).zip(self.to.chunks_exact_mut(self.row_bytes));
         for (from, to) in rows {
-            let (codes, own) = from.split_at(cols);
+            let (codes, own) = from.split_at(cols * W::BYTES);
             let (to, scale) = to.split_at_mut(self.row_bytes - size_of::<f32>());
-            scale[..own.len()].copy_from_slice(own);
-            for (to, codes) in
-                to.as_chunks_mut::<{ 2 * STEP }>().0.iter_mut().zip(codes.chunks(STEP))
-            {
-                let mut step = [0; STEP];
+            // Without scales, what is written here counts for nothing only if it is 1.
+            let own = own.first_chunk().copied().unwrap_or(1f32.to_le_bytes());
+            scale.copy_from_slice(&own);
+            let steps = codes.chunks(STEP * W::BYTES);
+            for (to, codes) in to.as_chunks_mut::<{ 2 * STEP }>().0.iter_mut().zip(steps) {
+                let mut step = [0; 2 * STEP];
                 step[..codes.len()].copy_from_slice(codes);
-                isa.store_bytes(isa.load_e4m3_pairs(&step), to);
+                // SAFETY: `step` has room for a step of the widest weights.
+                isa.store_bytes(unsafe { W::load(isa, step.as_ptr()) }, to);
             }
         }
     }
@@ -283,49 +333,13 @@ impl<W: Weight> Op for Product<'_, W> {
     type Out = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        // Accumulators, one row's weights and one token's inputs must fit in the registers.
-        let wide = if I::REGISTERS >= 32 { 6 } else { 2 };
-        let (t, count) = (self.0.t, self.0.place.1);
-        let mut token = 0;
-        while token < t {
-            // As even as can be: a tile of few tokens waits for its weights.
-            let n = (t - token).div_ceil((t - token).div_ceil(wide));
-            let rows = if I::REGISTERS >= 32 || n == 1 { ROWS } else { 2 };
-            let mut row = 0;
-            while row < count {
-                let r = if count - row >= rows { rows } else { 1 };
-                self.tile(isa, row, r, token, n);
-                row += r;
-            }
-            token += n;
-        }
+        walk(isa, &self, self.0.place.1, self.0.t);
     }
 }
 
-impl<W: Weight> Product<'_, W> {
+impl<W: Weight> Tile for Product<'_, W> {
     #[inline(always)]
-    fn tile<I: Isa>(&self, isa: I, row: usize, rows: usize, token: usize, tokens: usize) {
-        match (rows, tokens) {
-            (4, 1) => self.dot::<I, 4, 1>(isa, row, token),
-            (4, 2) => self.dot::<I, 4, 2>(isa, row, token),
-            (4, 3) => self.dot::<I, 4, 3>(isa, row, token),
-            (4, 4) => self.dot::<I, 4, 4>(isa, row, token),
-            (4, 5) => self.dot::<I, 4, 5>(isa, row, token),
-            (4, 6) => self.dot::<I, 4, 6>(isa, row, token),
-            (2, 1) => self.dot::<I, 2, 1>(isa, row, token),
-            (2, 2) => self.dot::<I, 2, 2>(isa, row, token),
-            (1, _) => {
-                for i in 0..tokens {
-                    self.dot::<I, 1, 1>(isa, row, token + i);
-                }
-            }
-            _ => unreachable!("no tile of {rows} × {tokens}"),
-        }
-    }
-
-    /// `R` rows from `row` on times `N` tokens from `token` on.
-    #[inline(always)]
-    fn dot<I: Isa, const R: usize, const N: usize>(&self, isa: I, row: usize, token: usize) {
+    fn tile<I: Isa, const R: usize, const N: usize>(&self, isa: I, row: usize, token: usize) {
         let strip = &self.0;
         let (cols, row_bytes, stride) = (strip.cols, strip.row_bytes, strip.stride);
         let weights = &strip.weights[row * row_bytes..(row + R) * row_bytes];
@@ -362,9 +376,10 @@ impl<W: Weight> Product<'_, W> {
             // SAFETY: these rows are this task's alone.
             let out = unsafe { strip.out.part(at, R) };
             let scale = strip.scales.map_or(1.0, |scales| scales[token + n]);
+            let sums = tiles::sums::<I, R, N>(isa, &sums, n);
             for r in 0..R {
                 let own = W::SCALE.map_or(1.0, |behind| strip.scale(weights, r, behind(cols)));
-                out[r] = isa.sum(sums[r][n]) * scale * own;
+                out[r] = sums[r] * scale * own;
             }
         }
     }
@@ -408,6 +423,22 @@ unsafe fn step<I: Isa, W: Weight, const R: usize, const N: usize>(
                 let sum = isa.fma(w_high, high, sums[r][n]);
                 sums[r][n] = isa.fma(w_low, low, sum);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lathe_base::{bf16, f16};
+
+    use super::are_bf16;
+
+    #[test]
+    fn every_half_is_known_to_be_a_bfloat16_or_not() {
+        for bits in 0..=u16::MAX {
+            let number = f16::from_bits(bits).to_f32();
+            let same = number.is_finite() && bf16::from_f32(number).to_f32() == number;
+            assert_eq!(are_bf16(&bits.to_le_bytes()), same, "{bits:#06x}");
         }
     }
 }

@@ -23,6 +23,7 @@ mod panels;
 mod pool;
 mod rope;
 mod rowwise;
+mod tiles;
 
 pub use attention::{Attention, attention};
 pub use error::Error;

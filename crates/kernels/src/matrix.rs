@@ -8,8 +8,8 @@ use crate::{Error, Inputs, Pool, dense, floats::Floats, halves, panels::Panels};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// Integer codes are multiplied with activations rounded to 8 bits per 32 columns, as ggml
-    /// does: each activation is off by at most 1/254 of the largest of its 32. bf16 and FP8 are
-    /// multiplied with activations rounded to bf16, each off by at most 1/512 of itself, where
+    /// does: each activation is off by at most 1/254 of the largest of its 32. bf16, FP8
+    /// and f16 whose weights are all bfloat16 as well are multiplied with activations rounded to bf16, each off by at most 1/512 of itself, where
     /// subnormal numbers may count as 0. Other formats are computed as in [`Precision::Exact`].
     #[default]
     Fast,
@@ -34,7 +34,11 @@ pub struct Matrix {
 #[derive(Clone, Debug)]
 enum Store {
     /// As they came, be it in a memory map.
-    Rows(Blocks),
+    Rows {
+        blocks: Blocks,
+        /// Each weight is a number that bfloat16 holds.
+        halves: bool,
+    },
     /// Repacked.
     Panels(Panels),
     /// Decoded to f32.
@@ -59,7 +63,7 @@ impl Matrix {
         let blocks = Blocks { order: None, ..blocks };
         let store = match Panels::pack(pool, &blocks) {
             Some(panels) => Store::Panels(panels?),
-            None => Store::Rows(blocks),
+            None => Store::Rows { halves: halves::takes(pool, &blocks), blocks },
         };
         Ok(Self { rows, cols, format, precision, inputs: Inputs::Own, store, order })
     }
@@ -78,7 +82,7 @@ impl Matrix {
 
     /// Whether it reads the bytes that it was made from, as opposed to a repacked copy.
     pub fn reads_source(&self) -> bool {
-        matches!(self.store, Store::Rows(_))
+        matches!(self.store, Store::Rows { .. })
     }
 
     /// The same weights with another arithmetic.
@@ -118,7 +122,7 @@ impl Matrix {
     /// Bytes held: all of them are read for each token.
     pub fn bytes(&self) -> usize {
         match &self.store {
-            Store::Rows(blocks) => blocks.bytes(),
+            Store::Rows { blocks, .. } => blocks.bytes(),
             Store::Panels(panels) => panels.bytes(),
             Store::Floats(floats) => floats.bytes(),
         }
@@ -142,7 +146,7 @@ impl Matrix {
     /// One row in the order of the codes.
     fn decode_coded(&self, row: usize, out: &mut [f32]) {
         match &self.store {
-            Store::Rows(blocks) => blocks.decode_row(row, out),
+            Store::Rows { blocks, .. } => blocks.decode_row(row, out),
             Store::Panels(panels) => panels.decode_row(row, out),
             Store::Floats(floats) => floats.decode_row(row, out),
         }
@@ -155,18 +159,13 @@ impl Matrix {
             return self.rounded_product(pool, x, t, out);
         }
         match &self.store {
-            Store::Rows(blocks) if self.in_bf16() => {
+            Store::Rows { blocks, halves: true } if self.precision == Precision::Fast => {
                 halves::matmul(pool, (x, None), t, blocks, out);
             }
-            Store::Rows(blocks) => dense::matmul(pool, x, t, blocks, out),
+            Store::Rows { blocks, .. } => dense::matmul(pool, x, t, blocks, out),
             Store::Panels(panels) => panels.matmul(pool, x, t, self.precision, out),
             Store::Floats(floats) => floats.matmul(pool, x, t, out),
         }
-    }
-
-    /// Whether products are computed with inputs in bf16.
-    fn in_bf16(&self) -> bool {
-        self.precision == Precision::Fast && halves::takes(self.format.name())
     }
 
     /// A product whose inputs have a scheme: on the codes where both are integers.
@@ -181,10 +180,14 @@ impl Matrix {
             Store::Panels(panels) => {
                 panels.matmul(pool, &rounded.whole(self.cols), t, Precision::Exact, out);
             }
-            Store::Rows(blocks) if self.in_bf16() && self.inputs.is_scaled() => {
+            Store::Rows { blocks, halves: true }
+                if self.precision == Precision::Fast && self.inputs.is_scaled() =>
+            {
                 halves::matmul(pool, (&rounded.x, Some(&rounded.scales)), t, blocks, out);
             }
-            Store::Rows(blocks) => dense::matmul(pool, &rounded.whole(self.cols), t, blocks, out),
+            Store::Rows { blocks, .. } => {
+                dense::matmul(pool, &rounded.whole(self.cols), t, blocks, out)
+            }
             Store::Floats(floats) => floats.matmul(pool, &rounded.whole(self.cols), t, out),
         }
     }

@@ -82,8 +82,13 @@ fn is_coded(format: &dyn AnyFormat) -> bool {
 }
 
 /// Whether the fast path rounds inputs to bf16.
-fn in_bf16(format: &dyn AnyFormat) -> bool {
-    ["bf16", "fp8_row", "fp8_tensor"].contains(&format.name())
+fn in_bf16(blocks: &Blocks) -> bool {
+    let is_bf16 = |weight: &f32| bf16::from_f32(*weight).to_f32() == *weight;
+    match blocks.format.name() {
+        "bf16" | "fp8_row" | "fp8_tensor" => true,
+        "f16" => blocks.decode().iter().all(is_bf16),
+        _ => false,
+    }
 }
 
 fn check(blocks: &Blocks, x: &[f32], t: usize, what: &str) {
@@ -95,7 +100,7 @@ fn check(blocks: &Blocks, x: &[f32], t: usize, what: &str) {
     let exact_truth = truth(x, t, &weights, rows, cols);
     let fast_truth = if is_coded(blocks.format) {
         truth(&rounded(x, cols), t, &weights, rows, cols)
-    } else if in_bf16(blocks.format) {
+    } else if in_bf16(blocks) {
         let x: Vec<f32> = x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
         truth(&x, t, &weights, rows, cols)
     } else {
@@ -111,7 +116,7 @@ fn check(blocks: &Blocks, x: &[f32], t: usize, what: &str) {
         let first = first.get_or_insert_with(|| results.clone());
         assert_eq!(first[0], results[0], "exact {what} differs from scalar");
         // Machines with a dot product of bf16 take subnormal numbers for 0.
-        let plain = |x: &f32| if in_bf16(blocks.format) && x.abs() < 1e-30 { 0.0 } else { *x };
+        let plain = |x: &f32| if in_bf16(blocks) && x.abs() < 1e-30 { 0.0 } else { *x };
         let [one, other] =
             [&first[1], &results[1]].map(|r| r.iter().map(plain).collect::<Vec<_>>());
         assert_eq!(one, other, "fast {what} differs from scalar");
@@ -129,6 +134,33 @@ fn every_format_multiplies_like_its_decoded_weights_on_every_instruction_set() {
                 check(&blocks, &normal(&mut rng, t * cols), t, "random");
             }
         }
+    }
+}
+
+#[test]
+fn halves_that_are_bfloat16_multiply_like_bfloat16_to_the_bit() {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let (f16, bf16_) = (by_name("f16").unwrap(), by_name("bf16").unwrap());
+    for (rows, cols) in [(1, 1), (3, 31), (17, 100), (35, 384), (130, 1056)] {
+        let weights = normal(&mut rng, rows * cols);
+        let mut weights: Vec<f32> = weights.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+        let encode = |format: &'static dyn AnyFormat, weights: &[f32]| {
+            format.encode(rows, cols, weights, 1).unwrap()
+        };
+        for t in TOKENS {
+            let x = normal(&mut rng, t * cols);
+            let halves = encode(f16, &weights);
+            check(&halves, &x, t, "bf16 in");
+            let [one, other] = [halves, encode(bf16_, &weights)].map(|w| {
+                let w = Matrix::new(w).unwrap();
+                product(&x, t, &w, 2)
+            });
+            assert_eq!(one, other);
+        }
+        // One that is none makes all of them f16.
+        weights[rows * cols / 2] = 1.0 + 1.0 / 1024.0;
+        let x = normal(&mut rng, 7 * cols);
+        check(&encode(f16, &weights), &x, 7, "a true half in");
     }
 }
 

@@ -17,15 +17,15 @@ macro_rules! v {
 
 /// The same instruction on both halves.
 macro_rules! both {
-    ($f:ident, $a:expr) => {{
+    ($f:path, $a:expr) => {{
         let a = $a;
         v!([$f(a[0]), $f(a[1])])
     }};
-    ($f:ident, $a:expr, $b:expr) => {{
+    ($f:path, $a:expr, $b:expr) => {{
         let (a, b) = ($a, $b);
         v!([$f(a[0], b[0]), $f(a[1], b[1])])
     }};
-    ($f:ident, $a:expr, $b:expr, $c:expr) => {{
+    ($f:path, $a:expr, $b:expr, $c:expr) => {{
         let (a, b, c) = ($a, $b, $c);
         v!([$f(a[0], b[0], c[0]), $f(a[1], b[1], c[1])])
     }};
@@ -126,6 +126,13 @@ impl Isa for Avx2 {
         });
     }
     #[inline(always)]
+    fn load_f16_pairs(self, from: &[u8; 64]) -> I {
+        let (from, _) = from.as_chunks::<32>();
+        let [low, high] = [self.load_f16(&from[0]), self.load_f16(&from[1])];
+        // SAFETY: the token proves AVX2.
+        unsafe { [upper_halves(low), upper_halves(high)] }
+    }
+    #[inline(always)]
     fn bf16_pairs(self, x: I) -> [F; 2] {
         v!({
             let mask = _mm256_set1_epi32(-65536);
@@ -198,7 +205,7 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn exp2_int(self, n: I) -> F {
         let biased = both!(_mm256_add_epi32, n, self.splat_i(127));
-        v!(biased.map(|n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))))
+        both!(_mm256_castsi256_ps, both!(_mm256_slli_epi32::<23>, biased))
     }
 
     #[inline(always)]
@@ -219,7 +226,7 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn split_nibbles(self, x: I) -> [I; 2] {
         let mask = self.splat_i(15);
-        let high = v!(x.map(|x| _mm256_srli_epi32::<4>(x)));
+        let high = both!(_mm256_srli_epi32::<4>, x);
         [both!(_mm256_and_si256, x, mask), both!(_mm256_and_si256, high, mask)]
     }
     #[inline(always)]
@@ -295,12 +302,12 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn add_bit_pair<const N: i32>(self, x: I, pairs: I) -> I {
         // What a shift of words moves from byte to byte lies outside the mask.
-        let moved = v!(pairs.map(|pairs| match N {
-            0 => _mm256_slli_epi16::<4>(pairs),
-            1 => _mm256_slli_epi16::<2>(pairs),
+        let moved = match N {
+            0 => both!(_mm256_slli_epi16::<4>, pairs),
+            1 => both!(_mm256_slli_epi16::<2>, pairs),
             2 => pairs,
-            _ => _mm256_srli_epi16::<2>(pairs),
-        }));
+            _ => both!(_mm256_srli_epi16::<2>, pairs),
+        };
         let mask = v!([_mm256_set1_epi8(48); 2]);
         both!(_mm256_or_si256, x, both!(_mm256_and_si256, moved, mask))
     }
@@ -397,5 +404,20 @@ unsafe fn to_bf16(x: __m256) -> __m256i {
         let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
         let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
         _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan)
+    }
+}
+
+/// The upper halves of the lanes, side by side.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn upper_halves(x: [__m256; 2]) -> __m256i {
+    // SAFETY: the caller vouches for the feature.
+    unsafe {
+        let low = _mm256_srli_epi32::<16>(_mm256_castps_si256(x[0]));
+        let high = _mm256_srli_epi32::<16>(_mm256_castps_si256(x[1]));
+        // Packing takes four numbers of each in turn.
+        _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low, high))
     }
 }

@@ -15,6 +15,17 @@ impl Avx512<true> {
     }
 }
 
+/// Which words of two vectors are the upper halves of their lanes.
+const UPPER_HALVES: [u16; 32] = {
+    let mut words = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        words[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    words
+};
+
 /// Calls intrinsics on the strength of the token.
 macro_rules! v {
     ($e:expr) => {{
@@ -136,6 +147,18 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         })
     }
     #[inline(always)]
+    fn load_f16_pairs(self, from: &[u8; 64]) -> __m512i {
+        v!({
+            let low = _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast()));
+            let high = _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().add(32).cast()));
+            _mm512_permutex2var_epi16(
+                _mm512_castps_si512(low),
+                _mm512_loadu_si512(UPPER_HALVES.as_ptr().cast()),
+                _mm512_castps_si512(high),
+            )
+        })
+    }
+    #[inline(always)]
     fn bf16_pairs(self, x: __m512i) -> [__m512; 2] {
         v!([
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)),
@@ -200,6 +223,32 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
             let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
             let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
             _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        })
+    }
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // The same additions as in `sum`, those of the four side by side: quarters of vectors are
+        // brought together, then the lanes of each quarter.
+        v!({
+            let ab = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+            );
+            let cd = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(c, d),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d),
+            );
+            let x = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd),
+            );
+            let x = _mm512_add_ps(x, _mm512_permute_ps::<0b11_10_11_10>(x));
+            let x = _mm512_add_ps(x, _mm512_permute_ps::<0b01_01_01_01>(x));
+            let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let x = _mm512_castps512_ps128(_mm512_permutexvar_ps(first, x));
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), x);
+            sums
         })
     }
     #[inline(always)]

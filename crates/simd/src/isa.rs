@@ -62,6 +62,22 @@ pub trait Isa: Copy + Send + Sync + 'static {
         bytes.copy_from_slice(pairs.as_flattened());
         self.load_bytes(&bytes)
     }
+    /// Thirty-two IEEE halves as pairs of bfloat16: exactly where they have at most eight
+    /// significant bits, cut off there where they have more.
+    #[inline(always)]
+    fn load_f16_pairs(self, from: &[u8; 64]) -> Self::B {
+        let mut pairs = [0; 64];
+        let places = pairs.as_chunks_mut::<32>().0.iter_mut();
+        for (from, to) in from.as_chunks::<32>().0.iter().zip(places) {
+            let mut lanes = [0.0; LANES];
+            self.store(self.load_f16(from), &mut lanes);
+            for (x, to) in lanes.iter().zip(to.as_chunks_mut::<2>().0) {
+                let [_, _, low, high] = x.to_bits().to_le_bytes();
+                *to = [low, high];
+            }
+        }
+        self.load_bytes(&pairs)
+    }
     /// The bfloat16 in the low halves of the lanes, and those in the high halves.
     fn bf16_pairs(self, x: Self::B) -> [Self::F; 2];
     /// Adds to each lane its two products of bfloat16, that of the high halves first, each rounded
@@ -91,6 +107,11 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn round(self, x: Self::F) -> Self::I;
     /// The sum of the lanes: lane i with i+8, then i+4, i+2, i+1.
     fn sum(self, x: Self::F) -> f32;
+    /// [`Isa::sum`] of each of four.
+    #[inline(always)]
+    fn sums(self, x: [Self::F; 4]) -> [f32; 4] {
+        [self.sum(x[0]), self.sum(x[1]), self.sum(x[2]), self.sum(x[3])]
+    }
     /// The largest lane.
     fn max_lane(self, x: Self::F) -> f32;
     /// `2^n`, for `n` in −127 ..= 127 (−127 gives 0).

@@ -63,6 +63,8 @@ impl Op for Everything {
             all.push((name, bits(isa, result)));
         }
         all.push(("sum", vec![isa.sum(a).to_bits()]));
+        let four = isa.sums([a, b, isa.load(&self.c), isa.add(b, b)]);
+        all.push(("sums", four.map(f32::to_bits).to_vec()));
         all.push(("max_lane", vec![isa.max_lane(a).to_bits()]));
         let mut halves = [0; 32];
         isa.store_f16(a, &mut halves);
@@ -92,6 +94,9 @@ impl Everything {
         let [low, high] = isa.bf16_pairs(isa.load_e4m3_pairs(self.codes.first_chunk().unwrap()));
         all.push(("load_e4m3_pairs, low", bits(isa, low)));
         all.push(("load_e4m3_pairs, high", bits(isa, high)));
+        let [low, high] = isa.bf16_pairs(isa.load_f16_pairs(&self.codes));
+        all.push(("load_f16_pairs, low", bits(isa, low)));
+        all.push(("load_f16_pairs, high", bits(isa, high)));
         let [low, high] = isa.bf16_pairs(isa.load_bytes(&self.codes));
         all.push(("bf16_pairs, low", bits(isa, low)));
         all.push(("bf16_pairs, high", bits(isa, high)));
