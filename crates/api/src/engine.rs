@@ -73,4 +73,7 @@ pub struct Caps {
     pub batch: bool,
     /// The same seed gives the same text.
     pub seed: bool,
+    /// Texts that follow a [`crate::Grammar`].
+    #[serde(default)]
+    pub grammar: bool,
 }

@@ -3,10 +3,12 @@
 
 mod engine;
 mod error;
+mod grammar;
 mod request;
 mod score;
 
 pub use engine::{Caps, Engine, Info};
 pub use error::Error;
+pub use grammar::Grammar;
 pub use request::{Event, Finish, Flow, Request, Sampling, Usage};
 pub use score::{Logits, Scorer};

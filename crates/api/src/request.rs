@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use crate::Grammar;
+
 /// A prompt and how to continue it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -14,6 +16,11 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// Go on past `stop_tokens`: for measuring speed with a fixed count of tokens.
     pub ignore_stop: bool,
+    /// What the text must be, whatever the settings of sampling: only tokens that can still lead
+    /// there are drawn, and the text ends at the latest where nothing can follow, whatever
+    /// `ignore_stop` says. `max_tokens` may cut it before.
+    #[serde(default)]
+    pub grammar: Option<Grammar>,
 }
 
 /// How the next token is chosen from the logits.
@@ -82,7 +89,7 @@ pub enum Flow {
 pub enum Finish {
     /// `max_tokens` were generated.
     Length,
-    /// A stop token or stop string came.
+    /// A stop token or stop string came, or the grammar was complete.
     Stop,
     /// The caller said [`Flow::Stop`].
     Cancelled,

@@ -49,6 +49,7 @@ impl Workload {
             stop_tokens: Vec::new(),
             stop_strings: Vec::new(),
             ignore_stop: true,
+            grammar: None,
         }
     }
 }

@@ -71,6 +71,7 @@ fn trial(
         stop_tokens: vec![],
         stop_strings: vec![],
         ignore_stop: true,
+        grammar: None,
     };
     let requests: Vec<Request> = (0..sequences).map(request).collect();
     let started = Instant::now();

@@ -51,6 +51,10 @@ pub enum Error {
     #[error("{0}")]
     Request(String),
 
+    /// A grammar that cannot be used, or that a text could not follow to its end.
+    #[error(transparent)]
+    Grammar(#[from] lathe_grammar::Error),
+
     /// A service takes on no more.
     #[error("{waiting} requests wait already, and {most} may; try again later")]
     QueueFull { waiting: usize, most: usize },
@@ -83,6 +87,9 @@ impl From<Error> for lathe_api::Error {
         match error {
             Error::Context { needed, context } => Self::ContextExceeded { needed, context },
             Error::Token { .. } | Error::Request(_) => Self::BadRequest { what: error.to_string() },
+            Error::Grammar(why) if why.is_before_text() => {
+                Self::BadRequest { what: why.to_string() }
+            }
             other => Self::Failed { engine: "native".to_owned(), why: other.to_string() },
         }
     }

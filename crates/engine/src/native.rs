@@ -3,6 +3,7 @@ use std::{fmt, sync::Arc};
 use lathe_api::{Caps, Engine, Event, Finish, Flow, Info, Request, Scorer, Usage};
 use lathe_files::Checkpoint;
 use lathe_formats::Blocks;
+use lathe_grammar::Compiled;
 use lathe_kernels::{Inputs, KvType, PAGE_TOKENS, Precision};
 use lathe_models::{Model, Spec, Weight};
 use lathe_tokens::Tokenizer;
@@ -15,7 +16,7 @@ use crate::{
     network::Network,
     scheme::Scheme,
     scorer::NativeScorer,
-    serving::{Rules, Scheduler, Step, Submission, Update},
+    serving::{Grammars, Rules, Scheduler, Step, Submission, Update},
 };
 
 /// A model in Lathe's own runtime.
@@ -24,6 +25,7 @@ pub struct Native {
     tokenizer: Option<Arc<Tokenizer>>,
     info: Info,
     pub(crate) batch: usize,
+    grammars: Grammars,
 }
 
 /// How a model is to be run.
@@ -168,10 +170,21 @@ impl Native {
             vocab: spec.vocab,
             context: room.context,
             weight_bytes: network.bytes,
-            caps: Caps { logits: true, batch: true, seed: true },
+            caps: Caps { logits: true, batch: true, seed: true, grammar: true },
         };
         let executor = Executor::new(backend, spec, network, room)?;
-        Ok(Self { executor, tokenizer: None, info, batch: options.batch.max(1) })
+        let (batch, grammars) = (options.batch.max(1), Grammars::default());
+        Ok(Self { executor, tokenizer: None, info, batch, grammars })
+    }
+
+    /// What a request's texts must be, ready for use with this model.
+    ///
+    /// # Errors
+    /// [`Error::Grammar`]; [`Error::Request`] without a tokenizer.
+    pub(crate) fn grammar(&self, request: &Request) -> Result<Option<Arc<Compiled>>, Error> {
+        let (tokenizer, vocab) = (self.tokenizer.as_deref(), self.executor.spec.vocab);
+        let compile = |grammar| self.grammars.compiled(grammar, tokenizer, vocab);
+        request.grammar.as_ref().map(compile).transpose()
     }
 
     /// Runs requests to their ends on the caller's thread. Nothing is shared with other calls, so
@@ -190,7 +203,8 @@ impl Native {
         };
         let mut scheduler = Scheduler::new(&self.executor, self.tokenizer.as_deref(), rules);
         for (index, request) in requests.iter().enumerate() {
-            scheduler.submit(index as u64, Submission::from(request.clone()))?;
+            let grammar = self.grammar(request)?;
+            scheduler.submit(index as u64, Submission::from(request.clone()), grammar)?;
         }
         let mut usages = vec![None; requests.len()];
         let mut failed = None;

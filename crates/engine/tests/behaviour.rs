@@ -39,6 +39,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
         stop_tokens: vec![],
         stop_strings: vec![],
         ignore_stop: false,
+        grammar: None,
     }
 }
 

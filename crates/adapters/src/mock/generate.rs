@@ -53,6 +53,10 @@ fn check(mock: &Mock, request: &Request) -> Result<(), Error> {
     if request.prompt.is_empty() {
         return Err(Error::BadRequest { what: "the prompt has no tokens".into() });
     }
+    if request.grammar.is_some() {
+        let (engine, what) = ("mock".into(), "follow a grammar".into());
+        return Err(Error::Unsupported { engine, what });
+    }
     let temperature = request.sampling.temperature;
     if !(temperature >= 0.0 && temperature.is_finite()) {
         let what = format!("a temperature of {temperature} makes no sense; use 0 or above");

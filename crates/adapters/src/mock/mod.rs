@@ -76,7 +76,7 @@ impl Default for Options {
             vocab: 256,
             context: 4096,
             weight_bytes: 1 << 20,
-            caps: Caps { logits: true, batch: true, seed: true },
+            caps: Caps { logits: true, batch: true, seed: true, grammar: false },
             start: Seconds(0.0),
             prefill: Seconds(0.0),
             decode: Seconds(0.0),

@@ -12,6 +12,7 @@ fn request(max_tokens: usize) -> Request {
         stop_tokens: vec![],
         stop_strings: vec![],
         ignore_stop: false,
+        grammar: None,
     }
 }
 

@@ -2,7 +2,7 @@ use std::io::{BufRead, IsTerminal};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use lathe_api::Finish;
+use lathe_api::{Finish, Grammar};
 use lathe_base::Progress;
 use lathe_tokens::{Message, Render, Template};
 use rustyline::{DefaultEditor, error::ReadlineError};
@@ -14,6 +14,7 @@ use crate::{
         answer::{Answer, answer},
         options::{EngineArgs, Loaded, SamplingArgs},
         prompt::{check_format, is_built_in},
+        structure::{self, StructureArgs},
     },
     exit::Ended,
     ui,
@@ -32,6 +33,8 @@ Ctrl-C   stop the answer";
   lathe chat ./Qwen2.5-1.5B-Instruct --system \"Answer in one sentence.\" --temperature 0.7
   lathe chat model.gguf -m \"Why is the sky blue?\" --json
   lathe chat ./llama-2-7b --prompt-format llama2
+  lathe chat model.gguf -m \"Is the sky blue?\" --choice yes --choice no
+  lathe chat model.gguf -m \"Describe Paris\" --json-schema city.json
   cat questions.txt | lathe chat model.gguf      one question a line, one conversation
 
 The model's own chat template is used; a model without one needs --prompt-format.")]
@@ -54,12 +57,15 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    structure: StructureArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
 pub(crate) fn run(args: ChatArgs, global: &Global) -> anyhow::Result<Ended> {
     let bar = ui::Bar::new(global.quiet);
     check_format(args.prompt_format.as_deref())?;
+    let grammar = args.structure.grammar()?;
     let loaded = Loaded::new(&args.model, &args.engine, &bar)?;
     let template = loaded.template(args.prompt_format.as_deref())?;
     args.sampling.check(loaded.engine.info().vocab)?;
@@ -68,6 +74,7 @@ pub(crate) fn run(args: ChatArgs, global: &Global) -> anyhow::Result<Ended> {
     }
     bar.clear();
     let mut chat = Chat::new(&args, &loaded, &template, &bar, global.json);
+    chat.grammar = grammar;
     match &args.message {
         Some(message) => chat.turn(message)?,
         None if std::io::stdin().is_terminal() => interactive(&mut chat)?,
@@ -154,6 +161,8 @@ struct Chat<'a> {
     bar: &'a ui::Bar,
     json: bool,
     messages: Vec<Message>,
+    /// What every answer must be.
+    grammar: Option<Grammar>,
     /// Tokens at which the template ends a turn, beside those that the model names.
     turn_ends: Vec<u32>,
     turns: u64,
@@ -177,8 +186,9 @@ impl<'a> Chat<'a> {
         json: bool,
     ) -> Self {
         let turn_ends = turn_end(loaded, template).into_iter().collect();
+        let (messages, grammar) = (Vec::new(), None);
         let mut chat =
-            Self { args, loaded, template, bar, json, messages: Vec::new(), turn_ends, turns: 0 };
+            Self { args, loaded, template, bar, json, messages, grammar, turn_ends, turns: 0 };
         chat.reset();
         chat
     }
@@ -208,6 +218,7 @@ impl<'a> Chat<'a> {
             }
             self.remarks(&answer);
         }
+        structure::remark(self.grammar.as_ref(), answer.usage.finish, self.bar);
         self.messages.push(Message::assistant(answer.text.trim()));
         self.turns += 1;
         Ok(())
@@ -228,6 +239,7 @@ impl<'a> Chat<'a> {
         let room = context - ids.len();
         let most = self.args.sampling.max_tokens.unwrap_or(room).min(room);
         let mut request = self.args.sampling.request(ids, most, tokenizer);
+        request.grammar.clone_from(&self.grammar);
         request.stop_tokens.extend(&self.turn_ends);
         request.stop_strings.extend(self.template.stop_strings().iter().cloned());
         // Asked twice, a person hopes for another answer.

@@ -10,6 +10,7 @@ use crate::{
     commands::{
         answer::{Answer, answer},
         options::{EngineArgs, Loaded, SamplingArgs, plain},
+        structure::{self, StructureArgs},
     },
     exit::Ended,
     ui,
@@ -25,6 +26,9 @@ const USUAL_LENGTH: usize = 256;
   lathe generate ./Qwen2.5-1.5B \"The capital of France is\" --max-tokens 8 --stats
   lathe generate model.gguf \"Dear diary\" --temperature 0.8 --top-p 0.95 --seed 7
   cat prompt.txt | lathe generate model.gguf - --json
+  lathe generate model.gguf \"Is Rome in Italy? \" --choice yes --choice no
+  lathe generate model.gguf \"A cat as JSON: \" --json-schema cat.json --temperature 0.7
+  lathe generate model.gguf \"In 2 + 3 * 4: \" --grammar arithmetic.gbnf
 
 The text is continued as it stands, without any chat template: `lathe chat` uses the template.")]
 pub(crate) struct GenerateArgs {
@@ -37,6 +41,8 @@ pub(crate) struct GenerateArgs {
     stats: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    structure: StructureArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -54,6 +60,7 @@ struct Generated<'a> {
 
 pub(crate) fn run(args: GenerateArgs, global: &Global) -> anyhow::Result<Ended> {
     let bar = ui::Bar::new(global.quiet);
+    let grammar = args.structure.grammar()?;
     let prompt = read_prompt(&args.prompt)?;
     let loaded = Loaded::new(&args.model, &args.engine, &bar)?;
     let ids = plain(&loaded.tokenizer, &prompt)?;
@@ -64,7 +71,8 @@ pub(crate) fn run(args: GenerateArgs, global: &Global) -> anyhow::Result<Ended> 
     }
     args.sampling.check(loaded.engine.info().vocab)?;
     let most = length(args.sampling.max_tokens, ids.len(), loaded.engine.info().context)?;
-    let request = args.sampling.request(ids, most, &loaded.tokenizer);
+    let mut request = args.sampling.request(ids, most, &loaded.tokenizer);
+    request.grammar = grammar;
     bar.clear();
     let shown = !global.json;
     if shown {
@@ -81,6 +89,7 @@ pub(crate) fn run(args: GenerateArgs, global: &Global) -> anyhow::Result<Ended> 
     } else if !answer.text.ends_with('\n') {
         ui::out("\n")?;
     }
+    structure::remark(request.grammar.as_ref(), answer.usage.finish, &bar);
     if args.stats && !global.json {
         eprintln!("{}", answer.stats(loaded.load));
     }

@@ -17,5 +17,6 @@ pub(crate) mod preflight;
 pub(crate) mod prompt;
 pub(crate) mod quantize;
 pub(crate) mod report;
+mod structure;
 pub(crate) mod system;
 pub(crate) mod trial;

@@ -163,6 +163,7 @@ impl SamplingArgs {
             stop_tokens: tokenizer.stop_tokens().to_vec(),
             stop_strings: self.stop.clone(),
             ignore_stop: self.ignore_eos,
+            grammar: None,
         }
     }
 

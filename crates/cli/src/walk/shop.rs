@@ -495,6 +495,7 @@ impl Workshop for Shop {
             stop_tokens: self.tokenizer.stop_tokens().to_vec(),
             stop_strings: Vec::new(),
             ignore_stop: false,
+            grammar: None,
         };
         let mut text = prompt.clone();
         engine

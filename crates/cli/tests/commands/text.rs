@@ -142,3 +142,59 @@ fn a_conversation_is_read_from_a_file() {
     let text = seen["text"].as_str().unwrap();
     assert!(text.contains("assistant\nYes?<|im_end|>\n<|im_start|>user\nBye"), "{text}");
 }
+
+#[test]
+fn an_answer_is_what_it_is_asked_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let schema = r#"{"type":"object","properties":{"n":{"type":"integer","maximum":9,"minimum":0},
+        "ok":{"type":"boolean"}},"required":["n","ok"],"additionalProperties":false}"#;
+    let gbnf = file("sum.gbnf", "root ::= [0-9] (\" + \" [0-9]){2} \"\\n\"\n");
+    let lark = file("turn.lark", "start: side \"!\"\nside: \"left\" | \"right\"\n");
+    let answer = |more: &[&str]| {
+        let base = ["generate", "demo", "Once", "-n", "200", "--temperature", "1.5"];
+        let seen = json(&[&base[..], more].concat());
+        assert_eq!(seen["usage"]["finish"], "stop", "{seen}");
+        seen["text"].as_str().unwrap().to_owned()
+    };
+    for schema in [schema, &file("schema.json", schema)] {
+        let seen: Value = serde_json::from_str(&answer(&["--json-schema", schema])).unwrap();
+        assert!(seen["n"].is_u64() && seen["ok"].is_boolean(), "{seen}");
+    }
+    assert_eq!(answer(&["--regex", "^(ab){3}$"]), "ababab");
+    let choice = answer(&["--choice", "yes", "--choice", "no"]);
+    assert!(["yes", "no"].contains(&choice.as_str()), "{choice}");
+    let sum = answer(&["--grammar", &gbnf]);
+    assert_eq!(sum.replace(|c: char| c.is_ascii_digit(), "9"), "9 + 9 + 9\n");
+    let turn = answer(&["--grammar", &lark]);
+    assert!(["left!", "right!"].contains(&turn.as_str()), "{turn}");
+    let said = json(&["chat", "demo", "-m", "Hello", "--choice", "aye"]);
+    assert_eq!((&said["text"], &said["usage"]["finish"]), (&"aye".into(), &"stop".into()));
+    let cut = run(&["generate", "demo", "Once", "-n", "3", "--json-object"]);
+    assert!(stderr(&cut).contains("cut before its grammar was complete"), "{}", stderr(&cut));
+}
+
+#[test]
+fn mistakes_in_a_grammar_are_told_before_the_model_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let gbnf = folder.path().join("bad.gbnf");
+    std::fs::write(&gbnf, "root ::= item\nitme ::= \"x\"\n").unwrap();
+    let gbnf = gbnf.display().to_string();
+    let cases: [(&[&str], &str); 6] = [
+        (&["--json-schema", "{\"type\": }"], "--json-schema: the JSON schema, line 1, column 10"),
+        (&["--json-schema", "no/such.json"], "no/such.json cannot be read"),
+        (&["--json-schema", "{\"type\":\"cat\"}"], "--json-schema"),
+        (&["--regex", "a(b"], "--regex: the regular expression cannot be used"),
+        (&["--grammar", &gbnf], "bad.gbnf: the GBNF grammar, line 1, column 10: there is no rule"),
+        (&["--regex", "a", "--choice", "b"], "cannot be used with"),
+    ];
+    for (options, expected) in cases {
+        let output = run(&[&["generate", "no/such/model", "Once"], options].concat());
+        let said = stderr(&output);
+        assert!(!output.status.success() && said.contains(expected), "{options:?}: {said}");
+    }
+}

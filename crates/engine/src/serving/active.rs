@@ -1,6 +1,7 @@
 use std::{cmp::Reverse, sync::Arc};
 
 use lathe_api::{Finish, Sampling};
+use lathe_grammar::Guide;
 use lathe_kernels::PAGE_TOKENS;
 use lathe_tokens::Tokenizer;
 
@@ -34,6 +35,8 @@ pub(crate) struct Active<'a> {
     pub(crate) submission: Arc<Submission>,
     pub(crate) sequence: Sequence,
     sampler: Sampler,
+    /// What may come next, where the request has a grammar.
+    guide: Option<Guide>,
     reader: Reader<'a>,
     /// Prompt and generation; the sequence holds the first of them.
     tokens: Vec<u32>,
@@ -54,10 +57,14 @@ impl<'a> Active<'a> {
     pub(crate) fn new(
         (id, text): (u64, usize),
         submission: &Arc<Submission>,
+        guide: Option<Guide>,
         sequence: Sequence,
         tokenizer: Option<&'a Tokenizer>,
     ) -> Result<Self, Error> {
         let request = &submission.request;
+        if request.grammar.is_some() != guide.is_some() {
+            return Err(Error::Request("the request's grammar was not compiled".into()));
+        }
         let seed = derived_seed(request.sampling.seed, text);
         let sampling = Sampling { seed, ..request.sampling.clone() };
         Ok(Self {
@@ -66,6 +73,7 @@ impl<'a> Active<'a> {
             submission: Arc::clone(submission),
             sequence,
             sampler: Sampler::new(&sampling, &request.prompt)?,
+            guide,
             reader: Reader::new(tokenizer, &request.stop_strings),
             tokens: request.prompt.clone(),
             horizon: request.prompt.len(),
@@ -157,7 +165,7 @@ impl<'a> Active<'a> {
     /// anything is, and sets [`Active::finish`] where the text ends.
     ///
     /// # Errors
-    /// [`Error::NoLogits`].
+    /// [`Error::NoLogits`], [`Error::Grammar`].
     pub(crate) fn advance(&mut self, logits: &mut [f32]) -> Result<Option<Update>, Error> {
         #[cfg(test)]
         assert!(&*self.submission.client != PANICS, "a test wants it");
@@ -166,9 +174,16 @@ impl<'a> Active<'a> {
             self.finish = Some(Finish::Length);
             return Ok(None);
         }
+        if self.guide.as_ref().is_some_and(Guide::is_over) {
+            self.finish = Some(Finish::Stop);
+            return Ok(None);
+        }
         let wanted = self.submission.log_probs;
         let models = wanted.is_some_and(|wanted| wanted.of == Distribution::Model);
         let computed = models.then(|| logits.to_vec());
+        if let Some(guide) = &mut self.guide {
+            guide.restrict(logits, if request.ignore_stop { &[] } else { &request.stop_tokens })?;
+        }
         let id = self.sampler.next(logits)?;
         let log_probs = wanted.map(|wanted| match &computed {
             Some(computed) => LogProbs::of_model(computed, id, wanted.top),
@@ -180,9 +195,17 @@ impl<'a> Active<'a> {
             let piece = self.reader.finish();
             return Ok((!piece.is_empty()).then(|| self.report(id, piece, log_probs)));
         }
+        let mut whole = false;
+        if let Some(guide) = &mut self.guide {
+            guide.take(id)?;
+            whole = guide.is_over();
+        }
         self.tokens.push(id);
         let mut piece = self.reader.push(id);
         if piece.stopped && !request.ignore_stop {
+            self.finish = Some(Finish::Stop);
+        } else if whole {
+            piece.text.push_str(&self.reader.finish());
             self.finish = Some(Finish::Stop);
         } else if self.generated + 1 == request.max_tokens {
             piece.text.push_str(&self.reader.finish());

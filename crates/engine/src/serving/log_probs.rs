@@ -13,8 +13,8 @@ pub struct LogProbsWanted {
 /// Whose probabilities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Distribution {
-    /// The model's own: a softmax of its logits, before bias, penalties and temperature. What
-    /// OpenAI's API means.
+    /// The model's own: a softmax of its logits, before grammar, bias, penalties and temperature.
+    /// What OpenAI's API means.
     #[default]
     Model,
     /// What the token was drawn from, after all of these and after top-k, top-p and min-p. A greedy

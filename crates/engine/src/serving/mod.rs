@@ -7,6 +7,7 @@
 //! had to give up its pages in between.
 
 mod active;
+mod grammars;
 mod limits;
 mod log_probs;
 mod places;
@@ -21,6 +22,7 @@ mod submission;
 mod tests;
 mod tokens;
 
+pub(crate) use grammars::Grammars;
 pub use limits::Limits;
 pub use log_probs::{Distribution, LogProbs, LogProbsWanted};
 pub use response::Response;

@@ -1,6 +1,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use lathe_api::{Finish, Flow};
+use lathe_grammar::Compiled;
 use lathe_tokens::Tokenizer;
 
 use crate::{
@@ -60,6 +61,7 @@ pub(crate) enum Step {
 /// A submission that has not ended.
 pub(super) struct Group {
     pub(super) submission: Arc<Submission>,
+    pub(super) grammar: Option<Arc<Compiled>>,
     /// Texts that have not ended.
     pub(super) open: usize,
     pub(super) begun: bool,
@@ -105,20 +107,26 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         }
     }
 
-    /// Takes on a submission; `id`s must grow.
+    /// Takes on a submission; `id`s must grow. `grammar` is that of its request.
     ///
     /// # Errors
     /// As [`Submission::check`].
-    pub(crate) fn submit(&mut self, id: u64, submission: Submission) -> Result<(), Error> {
+    pub(crate) fn submit(
+        &mut self,
+        id: u64,
+        submission: Submission,
+        grammar: Option<Arc<Compiled>>,
+    ) -> Result<(), Error> {
         submission.check(self.executor, self.tokenizer)?;
         let submission = Arc::new(submission);
-        let first = self.fresh((id, 0), &submission)?;
+        let first = self.fresh((id, 0), &submission, grammar.as_ref())?;
         self.queue.enter(&submission.client);
         self.queue.push(first);
         let served = Served { prompt_tokens: submission.request.prompt.len(), ..Served::default() };
         let open = submission.n;
         let group = Group {
             submission,
+            grammar,
             open,
             begun: false,
             prefilled: false,
@@ -135,8 +143,10 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         &self,
         id: (u64, usize),
         submission: &Arc<Submission>,
+        grammar: Option<&Arc<Compiled>>,
     ) -> Result<Active<'a>, Error> {
-        Active::new(id, submission, self.executor.sequence(), self.tokenizer)
+        let guide = grammar.map(|grammar| grammar.guide());
+        Active::new(id, submission, guide, self.executor.sequence(), self.tokenizer)
     }
 
     /// Ends a submission, if it has not ended; its pages are free when this returns.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use lathe_api::Flow;
+use lathe_grammar::Compiled;
 
 use crate::{
     Error, Native,
@@ -84,6 +85,7 @@ struct Inbox {
 struct New {
     id: u64,
     submission: Submission,
+    grammar: Option<Arc<Compiled>>,
     updates: Sender<Update>,
 }
 
@@ -116,11 +118,15 @@ impl Service {
     /// Takes on a request. Whatever cannot be run, or not now, is refused here.
     ///
     /// # Errors
-    /// [`Error::Request`], [`Error::Token`] and [`Error::Context`] for what could never run;
+    /// [`Error::Request`], [`Error::Token`], [`Error::Context`] and [`Error::Grammar`] for what
+    /// could never run;
     /// [`Error::QueueFull`] and [`Error::QueueTokens`] for what may be tried again later;
     /// [`Error::Closed`].
     pub fn submit(&self, submission: Submission) -> Result<Response, Error> {
-        let submitted = self.check(&submission).and_then(|()| self.push(submission));
+        let submitted = self
+            .check(&submission)
+            .and_then(|()| self.native.grammar(&submission.request))
+            .and_then(|grammar| self.push(submission, grammar));
         if submitted.is_err() {
             self.shared.lock().refused += 1;
         }
@@ -142,7 +148,11 @@ impl Service {
         }
     }
 
-    fn push(&self, submission: Submission) -> Result<Response, Error> {
+    fn push(
+        &self,
+        submission: Submission,
+        grammar: Option<Arc<Compiled>>,
+    ) -> Result<Response, Error> {
         let mut inbox = self.shared.lock();
         if inbox.ending.is_some() {
             return Err(Error::Closed);
@@ -161,7 +171,7 @@ impl Service {
         let id = inbox.next;
         inbox.next += 1;
         let (updates, receiver) = channel();
-        inbox.new.push(New { id, submission, updates });
+        inbox.new.push(New { id, submission, grammar, updates });
         drop(inbox);
         self.shared.wake.notify_one();
         Ok(Response::new(id, Arc::clone(&self.shared), receiver))
@@ -279,13 +289,13 @@ fn serve(native: &Native, rules: Rules, shared: &Shared) {
         let (new, cancelled, ending) = shared.take(wait);
         let stopping = ending == Some(Ending::Stop);
         let mut named = Vec::with_capacity(new.len());
-        for New { id, submission, updates } in new {
+        for New { id, submission, grammar, updates } in new {
             open.insert(id, updates);
-            named.push((id, submission));
+            named.push((id, submission, grammar));
         }
         let worked = catch_unwind(AssertUnwindSafe(|| {
-            for (id, submission) in named {
-                if let Err(error) = scheduler.submit(id, submission) {
+            for (id, submission, grammar) in named {
+                if let Err(error) = scheduler.submit(id, submission, grammar) {
                     tell(&mut open, id, Update::Done(Err(error)));
                 }
             }

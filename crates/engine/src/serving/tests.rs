@@ -29,6 +29,7 @@ fn submission(length: usize, max_tokens: usize) -> Submission {
         stop_tokens: vec![],
         stop_strings: vec![],
         ignore_stop: true,
+        grammar: None,
     })
 }
 
@@ -56,9 +57,9 @@ fn step(scheduler: &mut Scheduler<'_, Cpu>) -> (usize, bool) {
 fn a_long_prompt_never_holds_up_what_decodes() {
     let native = native(Options { batch: 4, ..Options::default() });
     let mut scheduler = Scheduler::new(&native.executor, None, rules(8));
-    scheduler.submit(0, submission(3, 40)).unwrap();
+    scheduler.submit(0, submission(3, 40), None).unwrap();
     assert_eq!(step(&mut scheduler), (1, false));
-    scheduler.submit(1, submission(50, 1)).unwrap();
+    scheduler.submit(1, submission(50, 1), None).unwrap();
     // Seven of eight tokens are left for the prompt in each step.
     let mut steps = 0;
     loop {
@@ -77,7 +78,7 @@ fn a_long_prompt_never_holds_up_what_decodes() {
 fn pages_are_free_as_soon_as_a_request_is_cancelled() {
     let native = native(Options { batch: 4, ..Options::default() });
     let mut scheduler = Scheduler::new(&native.executor, None, rules(256));
-    scheduler.submit(0, submission(20, 40)).unwrap();
+    scheduler.submit(0, submission(20, 40), None).unwrap();
     step(&mut scheduler);
     assert_eq!(scheduler.snapshot().used_pages(), 1);
     let mut done = false;
@@ -94,7 +95,7 @@ fn pages_are_free_as_soon_as_a_request_is_cancelled() {
 fn pages_are_taken_as_they_are_needed() {
     let native = native(Options { batch: 4, ..Options::default() });
     let mut scheduler = Scheduler::new(&native.executor, None, rules(256));
-    scheduler.submit(0, submission(30, 30)).unwrap();
+    scheduler.submit(0, submission(30, 30), None).unwrap();
     let mut used = Vec::new();
     while !scheduler.is_idle() {
         step(&mut scheduler);
@@ -111,7 +112,7 @@ fn prompts_that_come_together_are_computed_once() {
     let native = native(Options { batch: 4, ..Options::default() });
     let mut scheduler = Scheduler::new(&native.executor, None, rules(32));
     for id in 0..4 {
-        scheduler.submit(id, submission(40, 4)).unwrap();
+        scheduler.submit(id, submission(40, 4), None).unwrap();
     }
     while !scheduler.is_idle() {
         step(&mut scheduler);
@@ -128,7 +129,7 @@ fn users_outside_that_hold_all_pages_stall_it_and_break_nothing() {
     let mut outside = native.executor.sequence();
     native.executor.make_room(&mut outside, 64).unwrap();
     let mut scheduler = Scheduler::new(&native.executor, None, rules(256));
-    scheduler.submit(0, submission(10, 4)).unwrap();
+    scheduler.submit(0, submission(10, 4), None).unwrap();
     let stalled = scheduler.step(&mut |_, _| Flow::Continue);
     assert!(matches!(stalled, Step::Stalled(Error::Pages { .. })), "{stalled:?}");
     drop(outside);

@@ -67,10 +67,13 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         if !std::mem::take(&mut group.forks) {
             return Vec::new();
         }
+        let grammar = group.grammar.clone();
         let mut forks = Vec::new();
         for text in 1..submission.n {
             // Its settings were found fine when it was submitted.
-            let Ok(mut other) = self.fresh((id, text), &submission) else { continue };
+            let Ok(mut other) = self.fresh((id, text), &submission, grammar.as_ref()) else {
+                continue;
+            };
             let place = self.running.len() + joining + forks.len() < self.rules.sequences;
             let fork = || self.executor.fork(&self.running[at].sequence).ok();
             match place.then(fork).flatten() {

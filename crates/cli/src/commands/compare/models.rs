@@ -102,6 +102,7 @@ fn write(
             stop_tokens: loaded.tokenizer.stop_tokens().to_vec(),
             stop_strings: Vec::new(),
             ignore_stop: false,
+            grammar: None,
         };
         let answer = answer(loaded.engine.as_ref(), &request, progress, &mut |_| Ok(()))?;
         progress.check()?;
