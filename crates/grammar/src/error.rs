@@ -18,9 +18,9 @@ pub enum Error {
     #[error("the tokenizer cannot be used with grammars: {why}")]
     Tokenizer { why: String },
 
-    /// The grammar wants text that no token writes.
+    /// The grammar wants text that no token writes, or allows none at all.
     #[error(
-        "no token of this model writes what the grammar wants next; its vocabulary lacks those characters"
+        "no token can follow: the grammar allows no text here, or none of the model's tokens writes it"
     )]
     DeadEnd,
 

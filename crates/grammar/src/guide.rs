@@ -3,7 +3,6 @@ use std::{fmt, sync::Arc};
 use lathe_api::Grammar;
 use llguidance::{
     Matcher,
-    api::StopReason,
     toktrie::{SimpleVob, TokEnv},
 };
 
@@ -129,9 +128,7 @@ impl Guide {
                         tokens.and(&self.text);
                         Ok(Next { tokens, may_end })
                     }
-                    Err(_) if matcher.stop_reason() == StopReason::NoExtensionBias => {
-                        Ok(Next { tokens: none(), may_end })
-                    }
+                    Err(error) if nothing_follows(&error) => Ok(Next { tokens: none(), may_end }),
                     Err(error) => Err(too_complex(error)),
                 }
             }
@@ -141,6 +138,11 @@ impl Guide {
             }
         }
     }
+}
+
+/// The library's matcher says by name only that no token can come.
+fn nothing_follows(error: &impl ToString) -> bool {
+    error.to_string().starts_with("NoExtension")
 }
 
 fn too_complex(error: impl fmt::Display) -> Error {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     Error, Result, Vocabulary,
     compiled::{kind, unusable},
+    limits,
 };
 
 /// White space between the parts of JSON: none, one space, or a new line and its indentation. A
@@ -24,6 +25,7 @@ pub(crate) fn compile(grammar: &Grammar, vocabulary: &Vocabulary) -> Result<Matc
 }
 
 fn source(grammar: &Grammar) -> Result<TopLevelGrammar> {
+    check(grammar)?;
     match grammar {
         Grammar::JsonObject => Ok(schema(json!({ "type": "object" }))),
         Grammar::JsonSchema(text) => {
@@ -49,6 +51,49 @@ fn source(grammar: &Grammar) -> Result<TopLevelGrammar> {
         Grammar::Lark(text) => Ok(TopLevelGrammar::from_lark(text.clone())),
         _ => Err(unusable(grammar, "this kind is not known".to_owned())),
     }
+}
+
+/// Refuses, before the library sees it, what it is known to blow up on: it makes a state for each
+/// remainder of a division.
+fn check(grammar: &Grammar) -> Result<()> {
+    let (text, starts): (_, Vec<usize>) = match grammar {
+        Grammar::JsonSchema(text) => (text, vec![0]),
+        Grammar::Lark(text) => {
+            (text, text.match_indices("%json").map(|(at, mark)| at + mark.len()).collect())
+        }
+        _ => return Ok(()),
+    };
+    for start in starts {
+        let mut schemas = serde_json::Deserializer::from_str(&text[start..]).into_iter::<Value>();
+        // What is no JSON is told by who reads it.
+        let Some(Ok(schema)) = schemas.next() else { continue };
+        if let Some(multiple) = large_multiple(&schema) {
+            let why = format!("a `multipleOf` of {multiple} has too many digits");
+            return Err(Error::TooLarge { kind: kind(grammar), why });
+        }
+    }
+    Ok(())
+}
+
+fn large_multiple(schema: &Value) -> Option<&Value> {
+    match schema {
+        Value::Array(all) => all.iter().find_map(large_multiple),
+        Value::Object(all) => all.iter().find_map(|(key, value)| match value {
+            Value::Number(_) if key == "multipleOf" && digits(value) > limits::DIGITS => {
+                Some(value)
+            }
+            other => large_multiple(other),
+        }),
+        _ => None,
+    }
+}
+
+/// Digits that count: without zeros at the ends.
+fn digits(number: &Value) -> usize {
+    let text = number.to_string();
+    let text = text.split(['e', 'E']).next().unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    digits.trim_matches('0').len()
 }
 
 /// Its own `x-guidance`, the library's options, is kept.
@@ -90,13 +135,20 @@ fn regex(grammar: &Grammar, text: &str) -> Result<TopLevelGrammar> {
     Ok(TopLevelGrammar::from_regex(inner))
 }
 
+/// Characters of a library's message: some quote the whole grammar.
+const MESSAGE: usize = 300;
+
 /// A message of a library without its dumps and line breaks.
 pub(crate) fn in_a_line(text: &str) -> String {
     let end =
         ["<non-verbose/>", "<state>", "<backtrace>"].iter().filter_map(|mark| text.find(mark));
     let text = &text[..end.min().unwrap_or(text.len())];
-    let words: Vec<&str> = text.split_whitespace().collect();
-    words.join(" ")
+    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = line.char_indices().nth(MESSAGE) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
 }
 
 /// serde_json's message without the place at its end, which is told apart.

@@ -31,6 +31,9 @@ pub(crate) const NEW_STATES: usize = 32_768;
 /// Bytes of stack to compile in: what [`DEPTH`] levels need, with room.
 pub(crate) const STACK: usize = 64 << 20;
 
+/// Digits of a schema's `multipleOf`.
+pub(crate) const DIGITS: usize = 4;
+
 /// Bytes of one token: longer ones are runs of spaces, which no grammar needs in one.
 pub(crate) const TOKEN: usize = 512;
 
