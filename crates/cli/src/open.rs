@@ -7,9 +7,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use lathe_api::Engine;
-use lathe_base::{Buf, Progress};
+use lathe_base::{Buf, Bytes, Progress};
 use lathe_engine::{Inputs, KvType, Native, Options, Precision as Arithmetic, Rounding};
 use lathe_files::Checkpoint;
+use lathe_machine::Memory;
 use lathe_optimize::{EngineOrder, Precision};
 use lathe_tokens::Tokenizer;
 
@@ -58,6 +59,8 @@ pub(crate) fn engine(order: &EngineOrder) -> anyhow::Result<Box<dyn Engine>> {
 
 /// Loads a checkpoint into Lathe's own engine.
 pub(crate) fn native(checkpoint: &Checkpoint, order: &EngineOrder) -> anyhow::Result<Native> {
+    lathe_engine::use_huge_pages(order.memory.huge_pages);
+    let tokenizer = tokenizer(checkpoint)?;
     let options = Options {
         threads: order.threads,
         context: Some(order.context),
@@ -73,9 +76,26 @@ pub(crate) fn native(checkpoint: &Checkpoint, order: &EngineOrder) -> anyhow::Re
         },
         // Computed exactly, inputs stay as they are, whatever scheme the files ask for.
         inputs: (order.precision != Precision::Fast).then_some(Inputs::Own),
+        max_memory: memory_left(order.memory.most, checkpoint.stored_bytes())?,
+        lock: order.memory.lock,
         ..Options::default()
     };
-    Ok(Native::load(checkpoint, tokenizer(checkpoint)?, &options)?)
+    Ok(Native::load(checkpoint, tokenizer, &options)?)
+}
+
+/// What an engine may take: of what the process may, what it does not have yet. Where nothing is
+/// said, the machine's free memory is a bound only for a model that is larger than that.
+fn memory_left(most: Option<Bytes>, model: Bytes) -> anyhow::Result<Option<u64>> {
+    let Some(most) = most else {
+        let memory = Memory::read();
+        let free = memory.available.min(memory.capacity());
+        return Ok((free.0 > 0 && model > free).then_some(free.0));
+    };
+    let taken = lathe_machine::own_resident().unwrap_or_default();
+    match most.0.checked_sub(taken.0) {
+        None | Some(0) => bail!("--max-memory {most}: the program alone takes {taken}"),
+        left => Ok(left),
+    }
 }
 
 pub(crate) fn kv(name: &str) -> anyhow::Result<KvType> {

@@ -38,6 +38,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether a weight still reads the bytes that it was made from.
     fn reads_source(&self, weight: &Self::Weight) -> bool;
 
+    /// Whether a weight is read from its file in every pass, for want of memory.
+    fn is_streamed(&self, weight: &Self::Weight) -> bool;
+
     /// Bytes that a weight takes.
     fn weight_bytes(&self, weight: &Self::Weight) -> usize;
 

@@ -1,10 +1,13 @@
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use lathe_base::bf16;
+use lathe_base::{Buf, bf16};
 use lathe_formats::Blocks;
 use lathe_kernels::{
-    Activation, Attention, KvPages, KvShape, Matrix, Norm, Pool, Precision, Rope, RopeStyle, Span,
-    isa_name,
+    Activation, Attention, Inputs, KvPages, KvShape, Matrix, Norm, Pool, Precision, Rope,
+    RopeStyle, Span, isa_name,
 };
 use lathe_models::{Act, Layout};
 
@@ -22,6 +25,10 @@ pub(crate) struct Cpu {
     scheme: Scheme,
     /// Whether matrices are decoded to f32 as a whole.
     pub(crate) expands: bool,
+    /// Bytes of weights that may still become resident.
+    room: Option<Mutex<u64>>,
+    /// Whether weights and caches are kept from being paged out.
+    locks: bool,
 }
 
 /// A matrix on the processor.
@@ -30,6 +37,20 @@ pub(crate) enum CpuWeight {
     /// Looked up only: left where it lies.
     Table(Blocks),
     Matrix(Matrix),
+    /// Read from its file in every pass, since memory has no room for it.
+    Streamed {
+        matrix: Matrix,
+        source: Buf,
+    },
+}
+
+impl CpuWeight {
+    fn matrix(&self) -> Option<&Matrix> {
+        match self {
+            Self::Table(_) => None,
+            Self::Matrix(matrix) | Self::Streamed { matrix, .. } => Some(matrix),
+        }
+    }
 }
 
 /// The paged cache, and room to pad heads whose width fills no whole vector.
@@ -53,13 +74,75 @@ const HEAD_MULTIPLE: usize = 16;
 impl Cpu {
     pub(crate) fn new(threads: usize, precision: Precision, rounding: Rounding) -> Self {
         let pool = Arc::new(Pool::new(threads));
-        Self { pool, precision, rounding, scheme: Scheme::default(), expands: false }
+        Self {
+            pool,
+            precision,
+            rounding,
+            scheme: Scheme::default(),
+            expands: false,
+            room: None,
+            locks: false,
+        }
     }
 
     /// The same with a scheme for the inputs of coded weights.
     pub(crate) fn with_scheme(mut self, scheme: Scheme) -> Self {
         self.scheme = scheme;
         self
+    }
+
+    /// Bytes of a cache, as far as numbers go.
+    pub(crate) fn cache_bytes(shape: CacheShape) -> usize {
+        KvPages::bytes_of(&kv_shape(shape)).unwrap_or(usize::MAX)
+    }
+
+    /// The same with room for so many bytes of weights: what goes beyond stays in its file.
+    pub(crate) fn with_room(mut self, bytes: Option<u64>) -> Self {
+        self.room = bytes.map(Mutex::new);
+        self
+    }
+
+    /// The same, keeping weights and caches from being paged out or not.
+    pub(crate) fn with_lock(mut self, locks: bool) -> Self {
+        self.locks = locks;
+        self
+    }
+
+    /// Whether a matrix that is multiplied with finds room; takes it if so.
+    ///
+    /// # Errors
+    /// Where it finds none, and does not lie in a file as it is used.
+    fn finds_room(&self, blocks: &Blocks) -> Result<bool, Error> {
+        let Some(room) = &self.room else { return Ok(true) };
+        let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = blocks.bytes() as u64;
+        if bytes <= *room {
+            *room -= bytes;
+            return Ok(true);
+        }
+        // Small ones that come later may still fit, but the order of files is that of reading.
+        *room = 0;
+        if lathe_files::is_mapped(&blocks.data) { Ok(false) } else { Err(Error::NoRoom) }
+    }
+
+    /// A matrix that is multiplied with.
+    fn matrix(
+        &self,
+        blocks: Blocks,
+        precision: Precision,
+        inputs: Inputs,
+    ) -> Result<CpuWeight, Error> {
+        if self.finds_room(&blocks)? {
+            let matrix = Matrix::with(blocks, precision, &self.pool)?;
+            if self.locks {
+                matrix.lock()?;
+            }
+            return Ok(CpuWeight::Matrix(matrix.with_inputs(inputs)));
+        }
+        let source = blocks.data.clone();
+        let matrix = Matrix::in_place(blocks, precision, &self.pool).with_inputs(inputs);
+        lathe_files::release(&source);
+        Ok(CpuWeight::Streamed { matrix, source })
     }
 
     /// Rounds the result of an operation as the options ask.
@@ -73,6 +156,12 @@ impl Cpu {
 /// A head's width as the cache holds it.
 fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(HEAD_MULTIPLE)
+}
+
+/// The kernels' shape of a cache.
+fn kv_shape(shape: CacheShape) -> KvShape {
+    let CacheShape { kind, layers, pages, recent, kv_heads, head_dim } = shape;
+    KvShape { kind, layers, pages, recent, kv_heads, head_dim: padded(head_dim) }
 }
 
 impl Backend for Cpu {
@@ -99,12 +188,9 @@ impl Backend for Cpu {
             _ if self.expands => CpuWeight::Matrix(Matrix::expanded(blocks, &self.pool)?),
             Use::Product | Use::TableAndProduct => {
                 let inputs = self.scheme.inputs(&blocks);
-                let matrix = Matrix::with(blocks, self.precision, &self.pool)?;
-                CpuWeight::Matrix(matrix.with_inputs(inputs))
+                self.matrix(blocks, self.precision, inputs)?
             }
-            Use::ExactProduct => {
-                CpuWeight::Matrix(Matrix::with(blocks, Precision::Exact, &self.pool)?)
-            }
+            Use::ExactProduct => self.matrix(blocks, Precision::Exact, Inputs::Own)?,
         })
     }
 
@@ -113,43 +199,47 @@ impl Backend for Cpu {
     }
 
     fn cache(&self, shape: CacheShape) -> Result<CpuCache, Error> {
-        let CacheShape { kind, layers, pages, recent, kv_heads, head_dim } = shape;
-        let wide = padded(head_dim);
-        let pages =
-            KvPages::new(KvShape { kind, layers, pages, recent, kv_heads, head_dim: wide })?;
-        Ok(CpuCache { pages, head_dim })
+        let pages = KvPages::new(kv_shape(shape))?;
+        if self.locks {
+            pages.lock()?;
+        }
+        Ok(CpuCache { pages, head_dim: shape.head_dim })
     }
 
     fn reads_source(&self, weight: &CpuWeight) -> bool {
-        match weight {
-            CpuWeight::Table(_) => true,
-            CpuWeight::Matrix(matrix) => matrix.reads_source(),
-        }
+        weight.matrix().is_none_or(Matrix::reads_source)
+    }
+
+    fn is_streamed(&self, weight: &CpuWeight) -> bool {
+        matches!(weight, CpuWeight::Streamed { .. })
     }
 
     fn weight_bytes(&self, weight: &CpuWeight) -> usize {
         match weight {
             CpuWeight::Table(blocks) => blocks.bytes(),
-            CpuWeight::Matrix(matrix) => matrix.bytes(),
+            CpuWeight::Matrix(matrix) | CpuWeight::Streamed { matrix, .. } => matrix.bytes(),
         }
     }
 
     fn rows(&self, weight: &CpuWeight) -> usize {
         match weight {
             CpuWeight::Table(blocks) => blocks.rows,
-            CpuWeight::Matrix(matrix) => matrix.rows(),
+            CpuWeight::Matrix(matrix) | CpuWeight::Streamed { matrix, .. } => matrix.rows(),
         }
     }
 
     fn embed(&self, table: &CpuWeight, tokens: &[u32], scale: f32, out: &mut Vec<f32>) {
         let cols = match table {
             CpuWeight::Table(blocks) => blocks.cols,
-            CpuWeight::Matrix(matrix) => matrix.cols(),
+            CpuWeight::Matrix(matrix) | CpuWeight::Streamed { matrix, .. } => matrix.cols(),
         };
         for (token, out) in tokens.iter().zip(out.chunks_exact_mut(cols)) {
+            let row = *token as usize;
             match table {
-                CpuWeight::Table(blocks) => blocks.decode_row(*token as usize, out),
-                CpuWeight::Matrix(matrix) => matrix.decode_row(*token as usize, out),
+                CpuWeight::Table(blocks) => blocks.decode_row(row, out),
+                CpuWeight::Matrix(matrix) | CpuWeight::Streamed { matrix, .. } => {
+                    matrix.decode_row(row, out);
+                }
             }
             if scale != 1.0 {
                 out.iter_mut().for_each(|x| *x *= scale);
@@ -159,12 +249,15 @@ impl Backend for Cpu {
     }
 
     fn matmul(&self, op: MatMul<'_, Self>, x: &Vec<f32>, out: &mut Vec<f32>) {
-        let CpuWeight::Matrix(weight) = op.weight else {
+        let Some(weight) = op.weight.matrix() else {
             unreachable!("a table is never multiplied with: the executor asks for its use");
         };
         let (tokens, rows) = (op.tokens, weight.rows());
         let out = &mut out[..tokens * rows];
         lathe_kernels::matmul(&self.pool, &x[..tokens * weight.cols()], tokens, weight, out);
+        if let CpuWeight::Streamed { source, .. } = op.weight {
+            lathe_files::release(source);
+        }
         if let Some(bias) = op.bias {
             for row in out.chunks_exact_mut(rows) {
                 row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);

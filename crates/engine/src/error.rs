@@ -22,6 +22,19 @@ pub enum Error {
     #[error("{} of working memory cannot be allocated; lower --context or --batch", Bytes(*bytes as u64))]
     Memory { bytes: usize },
 
+    /// Not even without its weights the model fits.
+    #[error(
+        "the KV cache and working memory take {}, which leaves nothing of the {} allowed; lower --context or --batch, or raise --max-memory",
+        Bytes(*needed), Bytes(*allowed)
+    )]
+    NothingLeft { needed: u64, allowed: u64 },
+
+    /// Weights that are converted as they are loaded cannot stay in their files.
+    #[error(
+        "the weights do not fit in the memory allowed, and these files hold them in a form that is converted at loading, so that they cannot be read from disk as they are used; make a GGUF file of the model (`lathe quantize`), or raise --max-memory"
+    )]
+    NoRoom,
+
     /// The sequence would grow beyond the context.
     #[error(
         "{needed} tokens are needed but the context holds {context}; shorten the prompt, ask for fewer tokens, or raise --context"

@@ -24,6 +24,6 @@ mod scorer;
 pub mod serving;
 
 pub use error::Error;
-pub use lathe_kernels::{Inputs, KvType, Precision};
+pub use lathe_kernels::{Inputs, KvType, Precision, use_huge_pages};
 pub use native::{Native, Options, Rounding};
 pub use runner::{Entry, Fed, LayerRunner, Linears, Output, Room, Sequences, Source, Tap};

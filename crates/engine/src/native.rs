@@ -5,7 +5,7 @@ use lathe_files::Checkpoint;
 use lathe_formats::Blocks;
 use lathe_grammar::Compiled;
 use lathe_kernels::{Inputs, KvType, PAGE_TOKENS, Precision};
-use lathe_models::{Model, Spec, Weight};
+use lathe_models::{Kind, Model, Spec, Weight};
 use lathe_tokens::Tokenizer;
 
 use crate::{
@@ -52,6 +52,11 @@ pub struct Options {
     pub cache: Option<usize>,
     /// Tokens of one forward pass: what a prompt is cut into, and what bounds working memory.
     pub chunk: usize,
+    /// Bytes that weights, cache and working memory may take together. Weights that find no room
+    /// stay in their files and are read in every pass, which gives the same texts, slowly.
+    pub max_memory: Option<u64>,
+    /// Keep weights and cache from being paged out; the whole cache is resident then.
+    pub lock: bool,
 }
 
 /// What the result of every operation is rounded to.
@@ -81,6 +86,8 @@ impl Default for Options {
             batch: 1,
             cache: None,
             chunk: 256,
+            max_memory: None,
+            lock: false,
         }
     }
 }
@@ -148,8 +155,11 @@ impl Native {
     ) -> Result<Self, Error> {
         spec.check()?;
         let room = room(&spec, options)?;
-        let backend =
-            Cpu::new(options.threads, options.precision, options.rounding).with_scheme(scheme);
+        let weights = weights_room(&spec, &room, options)?;
+        let backend = Cpu::new(options.threads, options.precision, options.rounding)
+            .with_scheme(scheme)
+            .with_room(weights)
+            .with_lock(options.lock);
         let mut checked = |weight: &Weight| {
             let blocks = source(weight)?;
             if (blocks.rows, blocks.cols) == (weight.rows, weight.cols) {
@@ -185,6 +195,11 @@ impl Native {
         let (tokenizer, vocab) = (self.tokenizer.as_deref(), self.executor.spec.vocab);
         let compile = |grammar| self.grammars.compiled(grammar, tokenizer, vocab);
         request.grammar.as_ref().map(compile).transpose()
+    }
+
+    /// Bytes of weights that found no room in memory: they are read from their files in every pass.
+    pub fn streamed(&self) -> u64 {
+        self.executor.network.streamed
     }
 
     /// Runs requests to their ends on the caller's thread. Nothing is shared with other calls, so
@@ -317,4 +332,26 @@ pub(crate) fn room(spec: &Spec, options: &Options) -> Result<Room, Error> {
         head_dim: first.head_dim,
     };
     Ok(Room { context, chunk: options.chunk.clamp(1, context), cache })
+}
+
+/// Bytes that are left for weights: of those allowed, what the cache and a pass do not take.
+fn weights_room(spec: &Spec, room: &Room, options: &Options) -> Result<Option<u64>, Error> {
+    let Some(allowed) = options.max_memory else { return Ok(None) };
+    let needed = Cpu::cache_bytes(room.cache) as u64 + working_bytes(spec, room, options.batch);
+    match allowed.checked_sub(needed) {
+        None | Some(0) => Err(Error::NothingLeft { needed, allowed }),
+        left => Ok(left),
+    }
+}
+
+/// Bytes that a pass takes beside weights and cache, generously: the activations of a chunk, a row
+/// of logits for each sequence as computed and as chosen from, and strips of weights on their way.
+fn working_bytes(spec: &Spec, room: &Room, sequences: usize) -> u64 {
+    const STRIPS: usize = 32 << 20;
+    let weights = spec.weights();
+    let linears = weights.iter().filter(|weight| weight.kind == Kind::Linear);
+    let widest = linears.map(|weight| weight.rows + weight.cols).max().unwrap_or(0);
+    let activations = 4 * widest * room.chunk.max(sequences);
+    let logits = 2 * spec.vocab * (1 + sequences);
+    (4 * (activations + logits) + STRIPS) as u64
 }

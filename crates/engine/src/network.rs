@@ -17,6 +17,8 @@ pub(crate) struct Network<B: Backend> {
     pub(crate) layers: Vec<LayerWeights<B>>,
     /// Bytes of all of them.
     pub(crate) bytes: u64,
+    /// Bytes of those that are read from their files in every pass.
+    pub(crate) streamed: u64,
 }
 
 /// The weights of one layer, in the order in which it needs them.
@@ -99,7 +101,7 @@ impl<B: Backend> Network<B> {
         let layers =
             (0..spec.layers.len()).map(|index| loaded.layer(index, &spec.layers[index].mlp));
         let layers = layers.collect::<Result<_, _>>()?;
-        Ok(Self { embed, head, final_norm, layers, bytes: loaded.bytes })
+        Ok(Self { embed, head, final_norm, layers, bytes: loaded.bytes, streamed: loaded.streamed })
     }
 }
 
@@ -108,11 +110,12 @@ pub(crate) struct Loaded<B: Backend> {
     matrices: HashMap<Role, B::Weight>,
     vectors: HashMap<Role, B::Vector>,
     bytes: u64,
+    streamed: u64,
 }
 
 impl<B: Backend> Loaded<B> {
     pub(crate) fn new() -> Self {
-        Self { matrices: HashMap::new(), vectors: HashMap::new(), bytes: 0 }
+        Self { matrices: HashMap::new(), vectors: HashMap::new(), bytes: 0, streamed: 0 }
     }
 
     /// Prepares one weight.
@@ -135,7 +138,11 @@ impl<B: Backend> Loaded<B> {
         if !to.reads_source(&weight) {
             lathe_files::release(&source);
         }
-        self.bytes += to.weight_bytes(&weight) as u64;
+        let bytes = to.weight_bytes(&weight) as u64;
+        self.bytes += bytes;
+        if to.is_streamed(&weight) {
+            self.streamed += bytes;
+        }
         self.matrices.insert(w.role, weight);
         Ok(())
     }

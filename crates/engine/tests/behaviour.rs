@@ -4,6 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use lathe_api::{Engine, Error, Event, Finish, Flow, Request, Sampling, Usage};
+use lathe_base::Buf;
 use lathe_engine::{KvType, Native, Options, Precision};
 use lathe_files::Checkpoint;
 use lathe_tokens::Tokenizer;
@@ -403,4 +404,43 @@ fn weights_full_of_nan_end_a_request_with_an_error() {
     let native = Native::load(&nan, None, &options()).unwrap();
     let error = native.generate(&request(&[5], 3), &mut |_| Flow::Continue).unwrap_err();
     assert!(error.to_string().contains("NaN"), "{error}");
+}
+
+#[test]
+fn weights_that_find_no_room_stay_in_their_file_and_change_no_text() {
+    let checkpoint = golden("llama/model.gguf");
+    let load = |max_memory| {
+        let usual = Options { threads: 2, context: Some(64), ..Options::default() };
+        Native::load(&checkpoint, None, &Options { max_memory, ..usual })
+    };
+    let request = request(&prompt(40, 3), 20);
+    let whole = load(None).unwrap();
+    assert_eq!(whole.streamed(), 0);
+    let Err(lathe_engine::Error::NothingLeft { needed, allowed: 1 }) = load(Some(1)) else {
+        panic!("one byte is not enough");
+    };
+    let weights = whole.info().weight_bytes;
+    for share in [0, 1, 2] {
+        let native = load(Some(needed + 1 + share * weights / 3)).unwrap();
+        let streamed = native.streamed();
+        assert!(streamed > weights / 8 && streamed < weights, "{streamed} of {weights}");
+        assert_eq!(native.info().weight_bytes, weights);
+        assert_eq!(run(&native, &request), run(&whole, &request));
+    }
+    assert_eq!(load(Some(needed + weights)).unwrap().streamed(), 0);
+}
+
+#[test]
+fn weights_that_lie_in_no_file_are_refused_where_they_find_no_room() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs/llama");
+    let names = ["config.json", "model.safetensors"];
+    let files = names.map(|name| (name, Buf::from(std::fs::read(path.join(name)).unwrap())));
+    let checkpoint = Checkpoint::from_memory(&files).unwrap();
+    let options = Options { context: Some(64), ..Options::default() };
+    let load =
+        |max_memory| Native::load(&checkpoint, None, &Options { max_memory, ..options.clone() });
+    let Err(lathe_engine::Error::NothingLeft { needed, .. }) = load(Some(1)) else {
+        panic!("one byte is not enough");
+    };
+    assert!(matches!(load(Some(needed + 1)), Err(lathe_engine::Error::NoRoom)));
 }

@@ -31,7 +31,7 @@ pub use folder::Folder;
 pub use hub::{Hub, fetch, locate};
 pub use imatrix::{Imatrix, ImatrixKind, Squares};
 pub use layout::{Activations, Layout};
-pub use mapped::release;
+pub use mapped::{is_mapped, release};
 pub use tensors::{Stored, Tensors};
 pub use write::{
     FolderPlan, Planned, Target, Writer, folder_bytes, folder_holds, gguf_bytes, weights_bytes,

@@ -35,15 +35,24 @@ pub(crate) fn map(path: &Path) -> Result<Buf> {
 ///
 /// Who goes through a large model once, tensor by tensor, stays small by this.
 pub fn release(bytes: &Buf) {
-    let start = bytes.as_ptr() as usize;
+    if let Some((map, offset)) = map_of(bytes) {
+        give_back(&map, offset, bytes.len());
+    }
+}
+
+/// Whether `bytes` are mapped from a file, so that [`release`] can give their memory back.
+pub fn is_mapped(bytes: &Buf) -> bool {
+    map_of(bytes).is_some()
+}
+
+/// The map that holds `bytes`, and where.
+fn map_of(bytes: &Buf) -> Option<(Arc<Mmap>, usize)> {
     let mut maps = MAPS.lock().unwrap_or_else(PoisonError::into_inner);
     maps.retain(|map| map.strong_count() > 0);
     let holds = |map: &Arc<Mmap>| map.as_ptr_range().contains(&bytes.as_ptr());
-    let Some(map) = maps.iter().filter_map(Weak::upgrade).find(holds) else { return };
-    let offset = start - map.as_ptr() as usize;
-    if offset + bytes.len() <= map.len() {
-        give_back(&map, offset, bytes.len());
-    }
+    let map = maps.iter().filter_map(Weak::upgrade).find(holds)?;
+    let offset = bytes.as_ptr() as usize - map.as_ptr() as usize;
+    (offset + bytes.len() <= map.len()).then_some((map, offset))
 }
 
 /// Every map that is alive: only of these is it known that their pages can be read again.
@@ -80,9 +89,11 @@ mod tests {
         std::fs::write(&path, &written).unwrap();
         let mapped = map(&path).unwrap();
         assert_eq!(mapped, written);
+        assert!(is_mapped(&mapped) && is_mapped(&mapped.slice(5000..60_000)));
         release(&mapped.slice(5000..60_000));
         assert_eq!(mapped, written);
         let heap = Buf::from(written.clone());
+        assert!(!is_mapped(&heap));
         release(&heap);
         assert_eq!(heap, written);
     }

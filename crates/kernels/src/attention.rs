@@ -352,6 +352,8 @@ fn score_all<I: Isa, E: Element>(
             let scores = &mut scores[m..];
             m += if I::REGISTERS >= 32 && left >= 8 {
                 score_rows::<I, E, 8>(isa, at, keys, queries, scores, dim)
+            } else if I::REGISTERS >= 32 && left >= 4 {
+                score_rows::<I, E, 4>(isa, at, keys, queries, scores, dim)
             } else if left >= 2 {
                 score_rows::<I, E, 2>(isa, at, keys, queries, scores, dim)
             } else {

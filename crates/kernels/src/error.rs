@@ -14,4 +14,10 @@ pub enum Error {
     /// The panels of a matrix do not fit.
     #[error("{bytes} bytes for a [{rows}, {cols}] {format} matrix cannot be allocated")]
     Memory { format: &'static str, rows: usize, cols: usize, bytes: usize },
+    /// The system does not let so much memory be locked.
+    #[error(
+        "{bytes} bytes cannot be locked in memory ({why}); raise the limit (`ulimit -l`, \
+         LimitMEMLOCK=) or leave out --mlock"
+    )]
+    Lock { bytes: usize, why: String },
 }

@@ -52,6 +52,11 @@ impl Floats {
         self.data.len()
     }
 
+    /// What is read for each token.
+    pub(crate) fn memory(&self) -> &[u8] {
+        &self.data
+    }
+
     /// Writes the weights of one row.
     pub(crate) fn decode_row(&self, row: usize, out: &mut [f32]) {
         let panel = self.panel(row / LANES);

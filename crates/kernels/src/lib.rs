@@ -34,6 +34,7 @@ pub use kv::{KvPages, KvShape, PAGE_TOKENS, Span};
 pub use lathe_formats::KvType;
 pub use matmul::matmul;
 pub use matrix::{Matrix, Precision};
+pub use memory::use_huge_pages;
 pub use norm::{Norm, rms_norm, rms_norm_in_place};
 pub use pool::Pool;
 pub use rope::{Rope, RopeStyle, rope};

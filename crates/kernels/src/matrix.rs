@@ -2,7 +2,9 @@ use std::sync::Arc;
 
 use lathe_formats::{AnyFormat, Blocks};
 
-use crate::{Error, Inputs, Pool, dense, floats::Floats, halves, panels::Panels};
+use lathe_simd::LANES;
+
+use crate::{Error, Inputs, Pool, dense, floats::Floats, halves, memory, panels::Panels};
 
 /// The arithmetic of a product with coded weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -38,11 +40,63 @@ enum Store {
         blocks: Blocks,
         /// Each weight is a number that bfloat16 holds.
         halves: bool,
+        /// They are repacked for each product, strip by strip, and not once for all.
+        packs: bool,
     },
     /// Repacked.
     Panels(Panels),
     /// Decoded to f32.
     Floats(Floats),
+}
+
+impl Store {
+    fn rows(blocks: Blocks, pool: &Pool) -> Self {
+        let packs = Panels::take(&blocks);
+        Self::Rows { halves: halves::takes(pool, &blocks), packs, blocks }
+    }
+
+    /// The product with inputs in f32.
+    fn exact(&self, pool: &Pool, x: &[f32], t: usize, out: &mut [f32]) {
+        match self {
+            Self::Rows { blocks, packs: true, .. } => {
+                in_strips(pool, blocks, t, out, |panels, out| {
+                    panels.matmul(pool, x, t, Precision::Exact, out);
+                });
+            }
+            Self::Rows { blocks, .. } => dense::matmul(pool, x, t, blocks, out),
+            Self::Panels(panels) => panels.matmul(pool, x, t, Precision::Exact, out),
+            Self::Floats(floats) => floats.matmul(pool, x, t, out),
+        }
+    }
+}
+
+/// Bytes of weights that are repacked at a time where they are not kept so.
+const STRIP_BYTES: usize = 8 << 20;
+
+/// The product with rows that are repacked strip by strip: `product` computes that of a strip,
+/// `[T, strip]`.
+fn in_strips(
+    pool: &Pool,
+    blocks: &Blocks,
+    t: usize,
+    out: &mut [f32],
+    product: impl Fn(&Panels, &mut [f32]),
+) {
+    let row_bytes = blocks.format.row_bytes(blocks.cols);
+    let most = (STRIP_BYTES / row_bytes.max(1)).next_multiple_of(LANES).max(LANES);
+    let mut part = Vec::new();
+    for first in (0..blocks.rows).step_by(most) {
+        let rows = most.min(blocks.rows - first);
+        let strip = blocks.slice_rows(first..first + rows).expect("rows that there are");
+        let panels = Panels::pack(pool, &strip).expect("a format with panels");
+        // As when a vector cannot grow: there is no way on without a few megabytes.
+        let panels = panels.expect("memory for a strip of weights");
+        part.resize(t * rows, 0.0);
+        product(&panels, &mut part);
+        for (out, part) in out.chunks_exact_mut(blocks.rows).zip(part.chunks_exact(rows)) {
+            out[first..first + rows].copy_from_slice(part);
+        }
+    }
 }
 
 impl Matrix {
@@ -63,9 +117,18 @@ impl Matrix {
         let blocks = Blocks { order: None, ..blocks };
         let store = match Panels::pack(pool, &blocks) {
             Some(panels) => Store::Panels(panels?),
-            None => Store::Rows { halves: halves::takes(pool, &blocks), blocks },
+            None => Store::rows(blocks, pool),
         };
         Ok(Self { rows, cols, format, precision, inputs: Inputs::Own, store, order })
+    }
+
+    /// As [`Matrix::with`], but leaves the weights where they lie, as for a model that is larger
+    /// than memory: products give the same bits, and take longer by a repacking.
+    pub fn in_place(blocks: Blocks, precision: Precision, pool: &Pool) -> Self {
+        let (rows, cols, format) = (blocks.rows, blocks.cols, blocks.format);
+        let order = blocks.order.clone();
+        let store = Store::rows(Blocks { order: None, ..blocks }, pool);
+        Self { rows, cols, format, precision, inputs: Inputs::Own, store, order }
     }
 
     /// Takes weights in any format and decodes them to f32 as a whole: four bytes a weight, for
@@ -107,6 +170,17 @@ impl Matrix {
     /// Inputs per token.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Makes them resident and keeps them from being paged out.
+    ///
+    /// **Errors**: [`Error::Lock`].
+    pub fn lock(&self) -> Result<(), Error> {
+        memory::lock(match &self.store {
+            Store::Rows { blocks, .. } => &blocks.data,
+            Store::Panels(panels) => panels.memory(),
+            Store::Floats(floats) => floats.memory(),
+        })
     }
 
     /// The name of the format of the weights.
@@ -158,37 +232,44 @@ impl Matrix {
         if self.inputs != Inputs::Own {
             return self.rounded_product(pool, x, t, out);
         }
+        if self.precision == Precision::Exact {
+            return self.store.exact(pool, x, t, out);
+        }
         match &self.store {
-            Store::Rows { blocks, halves: true } if self.precision == Precision::Fast => {
+            Store::Rows { blocks, packs: true, .. } => {
+                in_strips(pool, blocks, t, out, |panels, out| {
+                    panels.matmul(pool, x, t, Precision::Fast, out);
+                });
+            }
+            Store::Rows { blocks, halves: true, .. } => {
                 halves::matmul(pool, (x, None), t, blocks, out);
             }
-            Store::Rows { blocks, .. } => dense::matmul(pool, x, t, blocks, out),
-            Store::Panels(panels) => panels.matmul(pool, x, t, self.precision, out),
-            Store::Floats(floats) => floats.matmul(pool, x, t, out),
+            Store::Panels(panels) => panels.matmul(pool, x, t, Precision::Fast, out),
+            store => store.exact(pool, x, t, out),
         }
     }
 
     /// A product whose inputs have a scheme: on the codes where both are integers.
     fn rounded_product(&self, pool: &Pool, x: &[f32], t: usize, out: &mut [f32]) {
         let rounded = self.inputs.round(pool, x, self.cols);
+        if self.precision == Precision::Fast && self.inputs.is_integer() {
+            match &self.store {
+                Store::Panels(panels) => return panels.matmul_integers(pool, &rounded, t, out),
+                Store::Rows { blocks, packs: true, .. } => {
+                    return in_strips(pool, blocks, t, out, |panels, out| {
+                        panels.matmul_integers(pool, &rounded, t, out);
+                    });
+                }
+                Store::Rows { .. } | Store::Floats(_) => {}
+            }
+        }
         match &self.store {
-            Store::Panels(panels)
-                if self.precision == Precision::Fast && self.inputs.is_integer() =>
-            {
-                panels.matmul_integers(pool, &rounded, t, out);
-            }
-            Store::Panels(panels) => {
-                panels.matmul(pool, &rounded.whole(self.cols), t, Precision::Exact, out);
-            }
-            Store::Rows { blocks, halves: true }
+            Store::Rows { blocks, halves: true, .. }
                 if self.precision == Precision::Fast && self.inputs.is_scaled() =>
             {
                 halves::matmul(pool, (&rounded.x, Some(&rounded.scales)), t, blocks, out);
             }
-            Store::Rows { blocks, .. } => {
-                dense::matmul(pool, &rounded.whole(self.cols), t, blocks, out)
-            }
-            Store::Floats(floats) => floats.matmul(pool, &rounded.whole(self.cols), t, out),
+            store => store.exact(pool, &rounded.whole(self.cols), t, out),
         }
     }
 }
@@ -196,4 +277,37 @@ impl Matrix {
 /// The inputs of every token in the order of the codes.
 fn gather(x: &[f32], order: &[u32]) -> Vec<f32> {
     x.chunks_exact(order.len()).flat_map(|x| order.iter().map(|col| x[*col as usize])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lathe_formats::by_name;
+
+    use super::*;
+
+    #[test]
+    fn what_is_repacked_strip_by_strip_gives_the_same_bits() {
+        let (rows, cols, t) = (5000, 4096, 3);
+        let weights: Vec<f32> = (0..1 << 16).map(|i| (i as f32 * 0.37).sin()).collect();
+        let weights: Vec<f32> = weights.iter().copied().cycle().take(rows * cols).collect();
+        let x: Vec<f32> = (0..t * cols).map(|i| (i as f32 * 0.11).cos()).collect();
+        let pool = Pool::new(2);
+        for format in ["q4_0", "int8"] {
+            let blocks = by_name(format).unwrap().encode(rows, cols, &weights, 2).unwrap();
+            assert!(blocks.bytes() > STRIP_BYTES, "more than a strip");
+            for inputs in [Inputs::Own, Inputs::Int8PerToken] {
+                for precision in [Precision::Fast, Precision::Exact] {
+                    let packed = Matrix::with(blocks.clone(), precision, &pool).unwrap();
+                    let left = Matrix::in_place(blocks.clone(), precision, &pool);
+                    assert!(left.reads_source() && !packed.reads_source());
+                    let [one, other] = [packed, left].map(|w| {
+                        let mut out = vec![0.0; t * rows];
+                        w.with_inputs(inputs).product(&pool, &x, t, &mut out);
+                        out
+                    });
+                    assert_eq!(one, other, "{format} {inputs:?} {precision:?}");
+                }
+            }
+        }
+    }
 }

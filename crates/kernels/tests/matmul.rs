@@ -97,6 +97,7 @@ fn check(blocks: &Blocks, x: &[f32], t: usize, what: &str) {
     let what = format!("{what} {} [{rows}, {cols}] × {t}", blocks.format.name());
     let exact = Matrix::with(blocks.clone(), Precision::Exact, &Pool::new(2)).unwrap();
     let fast = Matrix::new(blocks.clone()).unwrap();
+    let left = Matrix::in_place(blocks.clone(), Precision::Fast, &Pool::new(1));
     let exact_truth = truth(x, t, &weights, rows, cols);
     let fast_truth = if is_coded(blocks.format) {
         truth(&rounded(x, cols), t, &weights, rows, cols)
@@ -115,6 +116,7 @@ fn check(blocks: &Blocks, x: &[f32], t: usize, what: &str) {
         assert_close(&results[1], &fast_truth, fast_extra(blocks.format), &format!("fast {what}"));
         let first = first.get_or_insert_with(|| results.clone());
         assert_eq!(first[0], results[0], "exact {what} differs from scalar");
+        assert_eq!(run(&left), results[1], "{what} differs where it is not repacked");
         // Machines with a dot product of bf16 take subnormal numbers for 0.
         let plain = |x: &f32| if in_bf16(blocks) && x.abs() < 1e-30 { 0.0 } else { *x };
         let [one, other] =

@@ -8,6 +8,11 @@ pub fn peak_resident() -> Option<Bytes> {
     status("self", "VmHWM:")
 }
 
+/// The resident set of this process now; `None` where the system does not tell.
+pub fn own_resident() -> Option<Bytes> {
+    status("self", "VmRSS:")
+}
+
 /// The resident set of a process now.
 pub(crate) fn resident(pid: u32) -> Option<Bytes> {
     status(&pid.to_string(), "VmRSS:")

@@ -54,6 +54,26 @@ pub struct EngineOrder {
     pub batch: usize,
     pub kv: String,
     pub precision: Precision,
+    #[serde(default)]
+    pub memory: MemoryUse,
+}
+
+/// How an engine may use memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryUse {
+    /// The most that the process may take; without it, what the machine has free.
+    pub most: Option<Bytes>,
+    /// Keep weights and cache from being paged out.
+    pub lock: bool,
+    /// Ask for huge pages.
+    pub huge_pages: bool,
+}
+
+impl Default for MemoryUse {
+    fn default() -> Self {
+        Self { most: None, lock: false, huge_pages: true }
+    }
 }
 
 /// How an engine computes.
@@ -413,6 +433,7 @@ impl<'a> Walk<'a> {
                 Precision::Exact | Precision::Bf16 => settings.kv.clone(),
             },
             precision,
+            memory: MemoryUse::default(),
         }
     }
 

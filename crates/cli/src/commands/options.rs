@@ -5,11 +5,11 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use lathe_api::{Engine, Request, Sampling};
-use lathe_base::{Progress, Seconds};
+use lathe_base::{Bytes, Progress, Seconds};
 use lathe_engine::Options;
 use lathe_files::Checkpoint;
 use lathe_models::Model;
-use lathe_optimize::{EngineOrder, Precision};
+use lathe_optimize::{EngineOrder, MemoryUse, Precision};
 use lathe_tokens::{Prompt, Template, Tokenizer};
 
 use crate::{
@@ -31,6 +31,16 @@ pub(crate) struct EngineArgs {
     /// Type of the KV cache
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = lathe_formats::KvType::NAMES)]
     pub(crate) kv: String,
+    /// Most memory to take: weights beyond it are read from disk for every token
+    /// [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<Bytes>,
+    /// Keep weights and KV cache from being paged out
+    #[arg(long)]
+    mlock: bool,
+    /// Whether to ask the system for huge pages
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = ["on", "off"])]
+    huge_pages: String,
 }
 
 impl EngineArgs {
@@ -53,6 +63,11 @@ impl EngineArgs {
             batch: 1,
             kv: self.kv.clone(),
             precision: Precision::Fast,
+            memory: MemoryUse {
+                most: self.max_memory,
+                lock: self.mlock,
+                huge_pages: self.huge_pages == "on",
+            },
         }
     }
 }
@@ -94,8 +109,16 @@ impl Loaded {
             ));
         }
         let tokenizer = open::tokenizer(&checkpoint)?;
-        let engine: Box<dyn Engine> =
-            Box::new(open::native(&checkpoint, &order).with_context(|| model.to_owned())?);
+        let native = open::native(&checkpoint, &order).with_context(|| model.to_owned())?;
+        if native.streamed() > 0 {
+            progress.note(&format!(
+                "{} of the {} of weights do not fit in memory and are read from disk in every pass: \
+                 this will be slow",
+                Bytes(native.streamed()),
+                Bytes(native.info().weight_bytes)
+            ));
+        }
+        let engine: Box<dyn Engine> = Box::new(native);
         let load = start.elapsed().into();
         Ok(Self { checkpoint, tokenizer, engine, load, threads: order.threads })
     }

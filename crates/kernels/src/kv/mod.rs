@@ -15,7 +15,11 @@ use std::ops::Range;
 
 use lathe_formats::KvType;
 
-use crate::{Error, Pool, memory::Room, output::Output};
+use crate::{
+    Error, Pool,
+    memory::{self, Room},
+    output::Output,
+};
 use page::{Close, Put};
 
 /// Tokens of a page. Pages start at positions that are multiples of it.
@@ -94,6 +98,8 @@ impl KvShape {
 #[derive(Debug)]
 pub struct KvPages {
     shape: KvShape,
+    /// Pages `[pages, layers, G]`: all layers of a page side by side, so that a short text keeps to
+    /// few of the system's pages, which can be huge.
     data: Room,
     /// f16 pages `[recent, layers, G]`.
     recent: Room,
@@ -113,7 +119,8 @@ impl KvPages {
         let (data, recent) = shape.bytes().unwrap_or((usize::MAX, 0));
         let refused = || Error::KvMemory { bytes: data.saturating_add(recent), layers, pages };
         let room = |bytes| Room::new(bytes).ok_or_else(refused);
-        Ok(Self { shape, data: room(data)?, recent: room(recent)?, fresh: Vec::new() })
+        let huge = |bytes| Room::huge(bytes).ok_or_else(refused);
+        Ok(Self { shape, data: huge(data)?, recent: room(recent)?, fresh: Vec::new() })
     }
 
     /// What it holds.
@@ -126,9 +133,23 @@ impl KvPages {
         self.shape.kind
     }
 
+    /// Bytes that a cache of this shape takes; `None` where no number holds them.
+    pub fn bytes_of(shape: &KvShape) -> Option<usize> {
+        let (data, recent) = shape.bytes()?;
+        data.checked_add(recent)
+    }
+
     /// Bytes set aside, resident or not.
     pub fn bytes(&self) -> usize {
         self.data.len() + self.recent.len() + self.fresh.len()
+    }
+
+    /// Makes all of it resident and keeps it from being paged out.
+    ///
+    /// **Errors**: [`Error::Lock`].
+    pub fn lock(&self) -> Result<(), Error> {
+        memory::lock(&self.data)?;
+        memory::lock(&self.recent)
     }
 
     /// Keeps the keys and values `[T, G, K]` of a run of tokens in one layer; attention of that
@@ -169,12 +190,10 @@ impl KvPages {
     /// Copies a page in every layer: the first write to a shared one needs it. What is in f16
     /// belongs to a sequence and is copied by [`KvPages::copy_recent`].
     pub fn copy_page(&mut self, from: u32, to: u32) {
-        let bytes = self.shape.kv_heads * self.shape.page_bytes(self.kind());
-        for layer in 0..self.shape.layers {
-            let at = |page| place(&self.shape, self.kind(), (layer, page, 0));
-            let (from, to) = (at(from as usize), at(to as usize));
-            self.data.copy_within(from..from + bytes, to);
-        }
+        let at = |page: u32| place(&self.shape, self.kind(), (0, page as usize, 0));
+        let (from, to) = (at(from), at(to));
+        let bytes = self.shape.layers * self.shape.kv_heads * self.shape.page_bytes(self.kind());
+        self.data.copy_within(from..from + bytes, to);
     }
 
     /// Copies a sequence's recent page to another sequence that goes on from there.
@@ -217,7 +236,7 @@ impl KvPages {
 /// Where the page of a layer and head starts.
 fn place(shape: &KvShape, kind: KvType, (layer, page, head): (usize, usize, usize)) -> usize {
     assert!(layer < shape.layers && page < shape.pages && head < shape.kv_heads);
-    ((layer * shape.pages + page) * shape.kv_heads + head) * shape.page_bytes(kind)
+    ((page * shape.layers + layer) * shape.kv_heads + head) * shape.page_bytes(kind)
 }
 
 fn recent_place(shape: &KvShape, recent: u32, layer: usize, head: usize) -> usize {

@@ -79,8 +79,18 @@ impl Panels {
         Some(pack::pack(pool, &source))
     }
 
+    /// Whether there are panels for a format.
+    pub(crate) fn take(blocks: &Blocks) -> bool {
+        pack::Source::of(blocks).is_some()
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.data.len()
+    }
+
+    /// What is read for each token.
+    pub(crate) fn memory(&self) -> &[u8] {
+        &self.data
     }
 
     /// `out = x · wᵀ`; see [`crate::matmul`].

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use lathe_formats::{Blocks, Int, Nested, ScaleType};
-use lathe_simd::LANES;
+use lathe_simd::{Isa, LANES, Op};
 
 use super::{Kind, Panels, SUB, Shape, superblocks};
 use crate::{Error, Pool, memory::Room, output::Output};
@@ -12,6 +12,8 @@ pub(super) struct Source<'a> {
     kind: Kind,
     /// Columns that share a scale, as the format has them; of a whole row, padded to sub-blocks.
     block: usize,
+    /// Bytes of such a block, where it lies within a row.
+    size: usize,
     nested: Option<Nested>,
     int: Option<&'static Int>,
 }
@@ -44,12 +46,14 @@ impl<'a> Source<'a> {
             _ => blocks.format.block(),
         };
         let nested = (name == "nf4_dq").then(|| Nested::of(blocks));
-        block.is_multiple_of(SUB).then_some(Self { blocks, kind, block, nested, int })
+        let size = blocks.format.row_bytes(blocks.cols) / (blocks.cols / block).max(1);
+        block.is_multiple_of(SUB).then_some(Self { blocks, kind, block, size, nested, int })
     }
 
-    /// Reads the codes of block `index` of a row into `codes`, and gives the head for that row.
-    fn read(&self, row: usize, index: usize, codes: &mut [u8]) -> RowHead {
-        let bytes = self.blocks.row(row);
+    /// Reads the codes of block `index` of a row, whose `bytes` these are, into `codes`, and gives
+    /// the head for that row.
+    #[inline(always)]
+    fn read(&self, row: usize, bytes: &[u8], index: usize, codes: &mut [u8]) -> RowHead {
         if self.kind == Kind::EightRow {
             let (weights, scale) = bytes.split_at(self.blocks.cols);
             // One scale for the matrix becomes one for each row.
@@ -63,8 +67,7 @@ impl<'a> Source<'a> {
         if let Some(int) = self.int {
             return read_int(int, bytes, (index, self.blocks.cols), codes);
         }
-        let size = bytes.len() / (self.blocks.cols / self.block);
-        let bytes = &bytes[index * size..][..size];
+        let bytes = &bytes[index * self.size..][..self.size];
         match self.kind {
             Kind::Eight => {
                 let (scale, from) = bytes.split_at(2);
@@ -91,7 +94,7 @@ impl<'a> Source<'a> {
                 RowHead::new(&[head[0], head[1], head[2], head[3] ^ 128])
             }
             Kind::Table => {
-                let (absmax, nibbles) = bytes.split_at(size - self.block / 2);
+                let (absmax, nibbles) = bytes.split_at(self.size - self.block / 2);
                 for (pair, byte) in codes.as_chunks_mut::<2>().0.iter_mut().zip(nibbles) {
                     *pair = [byte >> 4, byte & 15];
                 }
@@ -159,6 +162,7 @@ impl RowHead {
     /// Two halves, and two bytes for each of sixteen parts.
     const MOST: usize = 36;
 
+    #[inline(always)]
     pub(super) fn new(bytes: &[u8]) -> Self {
         let mut head = Self { bytes: [0; Self::MOST], len: bytes.len() };
         head.bytes[..bytes.len()].copy_from_slice(bytes);
@@ -166,6 +170,7 @@ impl RowHead {
     }
 
     /// With one more byte.
+    #[inline(always)]
     pub(super) fn then(mut self, byte: u8) -> Self {
         self.bytes[self.len] = byte;
         self.len += 1;
@@ -173,6 +178,7 @@ impl RowHead {
     }
 
     /// Writes it to a row's places in a head of these fields.
+    #[inline(always)]
     fn write(&self, lane: usize, fields: &[usize], to: &mut [u8]) {
         let mut at = 0;
         for bytes in fields {
@@ -183,6 +189,7 @@ impl RowHead {
 }
 
 /// i8 −128 … 127 as u8 0 … 255.
+#[inline(always)]
 fn flip_signs(from: &[u8], to: &mut [u8]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = from ^ 128;
@@ -190,6 +197,7 @@ fn flip_signs(from: &[u8], to: &mut [u8]) {
 }
 
 /// ggml's nibbles: the low ones are the first half of the block, the high ones the second.
+#[inline(always)]
 fn split_halves(nibbles: &[u8], codes: &mut [u8]) {
     let (low, high) = codes.split_at_mut(nibbles.len());
     for ((low, high), byte) in low.iter_mut().zip(high).zip(nibbles) {
@@ -198,6 +206,7 @@ fn split_halves(nibbles: &[u8], codes: &mut [u8]) {
 }
 
 /// ggml's five bits: 32 high ones, then nibbles.
+#[inline(always)]
 fn five_bits(from: &[u8], codes: &mut [u8]) {
     let (high, nibbles) = from.split_at(4);
     split_halves(nibbles, codes);
@@ -218,42 +227,82 @@ pub(super) fn pack(pool: &Pool, source: &Source<'_>) -> Result<Panels, Error> {
     pool.run(shape.count(), &|index| {
         // SAFETY: panels do not overlap.
         let to = unsafe { out.part(index * panel, panel) };
-        pack_panel(source, &shape, index * LANES, to);
+        lathe_simd::run(Pack { source, shape: &shape, first: index * LANES, to });
     });
     Ok(Panels { shape, data: Arc::new(data) })
 }
 
-fn pack_panel(source: &Source<'_>, shape: &Shape, first: usize, to: &mut [u8]) {
-    let kind = shape.kind;
-    let rows = LANES.min(source.blocks.rows - first);
-    let mut codes = vec![0; source.block];
-    for group in 0..shape.groups {
-        let start = group * shape.group_bytes();
-        let (head, subs) = to[start..start + shape.group_bytes()].split_at_mut(kind.head_bytes());
-        for lane in 0..rows {
-            let row = source.read(first + lane, group, &mut codes);
-            row.write(lane, if kind.tail_bytes() > 0 { &[] } else { kind.fields() }, head);
-            let subs = subs.chunks_exact_mut(kind.sub_bytes());
-            for (codes, sub) in codes.chunks_exact(SUB).zip(subs) {
-                interleave(kind, codes, lane, sub);
+/// One panel. Plain loops over bytes, compiled for the instruction set.
+struct Pack<'a> {
+    source: &'a Source<'a>,
+    shape: &'a Shape,
+    /// The first row.
+    first: usize,
+    to: &'a mut [u8],
+}
+
+impl Op for Pack<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let Self { source, shape, first, to } = self;
+        let kind = shape.kind;
+        let rows = LANES.min(source.blocks.rows - first);
+        let mut bytes: [&[u8]; LANES] = [&[]; LANES];
+        for (lane, bytes) in bytes[..rows].iter_mut().enumerate() {
+            *bytes = source.blocks.row(first + lane);
+        }
+        let fields = if kind.tail_bytes() > 0 { &[] } else { kind.fields() };
+        let (group_bytes, head_bytes) = (shape.group_bytes(), kind.head_bytes());
+        let sub_bytes = kind.sub_bytes();
+        // Lanes without a row stay zero.
+        let mut codes = vec![0; LANES * source.block];
+        for group in 0..shape.groups {
+            let (head, subs) = to[group * group_bytes..][..group_bytes].split_at_mut(head_bytes);
+            for lane in 0..rows {
+                let codes = &mut codes[lane * source.block..][..source.block];
+                source.read(first + lane, bytes[lane], group, codes).write(lane, fields, head);
+            }
+            for (sub, to) in subs.chunks_exact_mut(sub_bytes).enumerate() {
+                interleave(kind, &fours(&codes[sub * SUB..], source.block), to);
             }
         }
-    }
-    if kind.tail_bytes() > 0 {
-        let tail = &mut to[shape.groups * shape.group_bytes()..];
-        for lane in 0..rows {
-            source.read(first + lane, 0, &mut codes).write(lane, &[4], tail);
+        if kind.tail_bytes() > 0 {
+            let tail = &mut to[shape.groups * group_bytes..];
+            for lane in 0..rows {
+                let codes = &mut codes[..source.block];
+                source.read(first + lane, bytes[lane], 0, codes).write(lane, &[4], tail);
+            }
         }
     }
 }
 
-/// Puts a row's 32 codes into its lane of a sub-block.
-fn interleave(kind: Kind, codes: &[u8], lane: usize, sub: &mut [u8]) {
-    let fours = codes.as_chunks::<4>().0;
+/// Bytes of a sub-block's nibbles; bits above them follow.
+const LOW_BYTES: usize = LANES * SUB / 2;
+
+/// Four neighbouring codes of sixteen rows.
+type Fours = [u32; LANES];
+
+/// The codes of a sub-block four by four, those of all rows side by side; rows lie `stride` apart.
+#[inline(always)]
+fn fours(codes: &[u8], stride: usize) -> [Fours; SUB / 4] {
+    let mut all = [[0; LANES]; SUB / 4];
+    for lane in 0..LANES {
+        let row = codes[lane * stride..].first_chunk::<SUB>().expect("a sub-block of each row");
+        for (four, of) in row.as_chunks::<4>().0.iter().zip(&mut all) {
+            of[lane] = u32::from_le_bytes(*four);
+        }
+    }
+    all
+}
+
+/// Writes a sub-block.
+#[inline(always)]
+fn interleave(kind: Kind, codes: &[Fours; SUB / 4], to: &mut [u8]) {
     match kind {
         Kind::Eight | Kind::EightBf16 | Kind::EightZero | Kind::EightRow => {
-            for (j, four) in fours.iter().enumerate() {
-                sub[64 * j + 4 * lane..][..4].copy_from_slice(four);
+            for (fours, to) in codes.iter().zip(to.as_chunks_mut().0) {
+                write(fours, to);
             }
         }
         Kind::Four
@@ -271,26 +320,42 @@ fn interleave(kind: Kind, codes: &[u8], lane: usize, sub: &mut [u8]) {
         | Kind::FourSuper
         | Kind::FiveSuper
         | Kind::SixSuper => {
-            let word = |four: &[u8; 4]| u32::from_le_bytes(four.map(|code| code & 15));
-            for (j, pair) in fours.as_chunks::<2>().0.iter().enumerate() {
-                let nibbles = word(&pair[0]) | word(&pair[1]) << 4;
-                sub[64 * j + 4 * lane..][..4].copy_from_slice(&nibbles.to_le_bytes());
+            for (pair, to) in codes.as_chunks::<2>().0.iter().zip(to.as_chunks_mut().0) {
+                let mut both = [0; LANES];
+                for lane in 0..LANES {
+                    both[lane] = pair[0][lane] & 0x0f0f_0f0f | (pair[1][lane] & 0x0f0f_0f0f) << 4;
+                }
+                write(&both, to);
             }
         }
     }
     if matches!(kind, Kind::Five | Kind::FiveMin | Kind::FiveSuper) {
-        let masks = &mut sub[256..];
-        for (j, four) in fours.iter().enumerate() {
-            let bits = (0..4).fold(0, |bits, i| bits | (four[i] >> 4) << i);
-            masks[8 * j + lane / 2] |= bits << (lane % 2 * 4);
+        for (fours, to) in codes.iter().zip(to[LOW_BYTES..].as_chunks_mut::<8>().0) {
+            let mut mask = 0;
+            for lane in 0..LANES {
+                // The fifth bits of four codes, brought side by side at the top by a product whose
+                // terms do not meet.
+                let fifth = fours[lane] >> 4 & 0x0101_0101;
+                mask |= u64::from(fifth.wrapping_mul(0x0102_0408) >> 24 & 15) << (4 * lane);
+            }
+            *to = mask.to_le_bytes();
+        }
+    } else if kind == Kind::SixSuper {
+        for (four, to) in codes.as_chunks::<4>().0.iter().zip(to[LOW_BYTES..].as_chunks_mut().0) {
+            let mut pairs = [0; LANES];
+            for lane in 0..LANES {
+                for (v, fours) in four.iter().enumerate() {
+                    pairs[lane] |= (fours[lane] >> 4 & 0x0303_0303) << (2 * v);
+                }
+            }
+            write(&pairs, to);
         }
     }
-    if kind == Kind::SixSuper {
-        let pairs = &mut sub[256..];
-        for (v, four) in fours.iter().enumerate() {
-            for (i, code) in four.iter().enumerate() {
-                pairs[64 * (v / 4) + 4 * lane + i] |= (code >> 4) << (2 * (v % 4));
-            }
-        }
+}
+
+#[inline(always)]
+fn write(words: &Fours, to: &mut [u8; 4 * LANES]) {
+    for (word, to) in words.iter().zip(to.as_chunks_mut().0) {
+        *to = word.to_le_bytes();
     }
 }

@@ -5,6 +5,7 @@ use half::f16;
 use super::{Kind, pack::RowHead};
 
 /// Reads one superblock's codes in the order of its columns, and gives the head for that row.
+#[inline(always)]
 pub(super) fn read(kind: Kind, bytes: &[u8], codes: &mut [u8]) -> RowHead {
     match kind {
         Kind::TwoSuper => two(bytes, codes),
@@ -18,6 +19,7 @@ pub(super) fn read(kind: Kind, bytes: &[u8], codes: &mut [u8]) -> RowHead {
 }
 
 /// Q2_K: 16 bytes of a scale and a minimum, 64 of codes, the units of both.
+#[inline(always)]
 fn two(bytes: &[u8], codes: &mut [u8]) -> RowHead {
     let (scales, rest) = bytes.split_at(16);
     let (low, units) = rest.split_at(64);
@@ -26,6 +28,7 @@ fn two(bytes: &[u8], codes: &mut [u8]) -> RowHead {
 }
 
 /// Q3_K: 32 bytes of third bits, 64 of the lower two, 12 of scales + 32, their unit.
+#[inline(always)]
 fn three(bytes: &[u8], codes: &mut [u8]) -> RowHead {
     let (high, rest) = bytes.split_at(32);
     let (low, rest) = rest.split_at(64);
@@ -45,6 +48,7 @@ fn three(bytes: &[u8], codes: &mut [u8]) -> RowHead {
 }
 
 /// Q4_K: the units of scales and minima, 12 bytes of those, 128 of nibbles.
+#[inline(always)]
 fn four(bytes: &[u8], codes: &mut [u8]) -> RowHead {
     let (head, low) = bytes.split_at(16);
     nibbles::<32>(low, codes);
@@ -52,6 +56,7 @@ fn four(bytes: &[u8], codes: &mut [u8]) -> RowHead {
 }
 
 /// Q5_K: as Q4_K, with 32 bytes of fifth bits before the nibbles.
+#[inline(always)]
 fn five(bytes: &[u8], codes: &mut [u8]) -> RowHead {
     let (head, rest) = bytes.split_at(16);
     let (high, low) = rest.split_at(32);
@@ -65,6 +70,7 @@ fn five(bytes: &[u8], codes: &mut [u8]) -> RowHead {
 }
 
 /// Q6_K: 128 bytes of nibbles, 64 of the bits above, 16 scales, their unit.
+#[inline(always)]
 fn six(bytes: &[u8], codes: &mut [u8]) -> RowHead {
     let (low, rest) = bytes.split_at(128);
     let (high, rest) = rest.split_at(64);
@@ -82,6 +88,7 @@ fn six(bytes: &[u8], codes: &mut [u8]) -> RowHead {
 }
 
 /// IQ4_XS: the unit of the scales, their high bits and low nibbles, 128 bytes of nibbles.
+#[inline(always)]
 fn iq4_xs(bytes: &[u8], codes: &mut [u8]) -> RowHead {
     let (unit, rest) = bytes.split_at(2);
     let (high, rest) = rest.split_at(2);
@@ -95,6 +102,7 @@ fn iq4_xs(bytes: &[u8], codes: &mut [u8]) -> RowHead {
 }
 
 /// An f16 as f32.
+#[inline(always)]
 fn unit_head(unit: &[u8]) -> RowHead {
     RowHead::new(&f16::from_le_bytes([unit[0], unit[1]]).to_f32().to_le_bytes())
 }
@@ -102,6 +110,7 @@ fn unit_head(unit: &[u8]) -> RowHead {
 /// The head of Q4_K and Q5_K: eight scales and eight minima of six bits behind their units. The
 /// first four of each are the low six bits of eight bytes; of the others, the low four bits share
 /// four bytes, and the high two lie above the first.
+#[inline(always)]
 fn sixes(bytes: &[u8]) -> RowHead {
     let (units, bytes) = bytes.split_at(4);
     (0..8).fold(RowHead::new(units), |head, part| {
@@ -116,6 +125,7 @@ fn sixes(bytes: &[u8]) -> RowHead {
 }
 
 /// Of every 2 N columns the first N in the low nibbles of N bytes, the others in the high ones.
+#[inline(always)]
 fn nibbles<const N: usize>(from: &[u8], codes: &mut [u8]) {
     for (from, codes) in from.chunks_exact(N).zip(codes.chunks_exact_mut(2 * N)) {
         let (low, high) = codes.split_at_mut(N);
@@ -126,6 +136,7 @@ fn nibbles<const N: usize>(from: &[u8], codes: &mut [u8]) {
 }
 
 /// Of every 128 columns, the k-th 32 in the k-th bit pairs of 32 bytes.
+#[inline(always)]
 fn bit_pairs(from: &[u8], codes: &mut [u8]) {
     for (from, codes) in from.chunks_exact(32).zip(codes.chunks_exact_mut(128)) {
         for (k, codes) in codes.chunks_exact_mut(32).enumerate() {
