@@ -104,7 +104,16 @@ impl<'a> Coder<'a> {
         if let Some(blocks) = self.codes.get(&key) {
             return Ok(blocks.clone());
         }
-        let blocks = self.encode(role, &*self.subject.weights.rows(role)?, format)?;
+        let blocks = match self.subject.weights.is_stored(role) {
+            true => {
+                let stored = self.subject.weights.matrix(role)?;
+                let blocks = self.encode(role, &stored, format)?;
+                // A search goes through the model many times: its file must not stay in memory.
+                lathe_files::release(&stored.data);
+                blocks
+            }
+            false => self.encode(role, &*self.subject.weights.rows(role)?, format)?,
+        };
         self.held += blocks.bytes();
         self.codes.insert(key, blocks.clone());
         self.order.push_back(key);
