@@ -217,6 +217,20 @@ fn the_end_comes_where_the_grammar_lets_it_and_nowhere_else() {
 }
 
 #[test]
+fn a_text_that_cannot_go_on_is_an_error_that_says_so() {
+    let native = demo(&options(1));
+    let mut banned = request(&native, Grammar::Regex("[xy]+".into()), 0);
+    let vocab = native.info().vocab as u32;
+    banned.sampling.logit_bias = (0..vocab).map(|id| (id, f32::NEG_INFINITY)).collect();
+    let error = native.generate(&banned, &mut |_| Flow::Continue).unwrap_err();
+    assert!(error.to_string().contains("no token can follow"), "{error}");
+    let schema = r##"{ "$ref": "#" }"##;
+    let nothing = request(&native, Grammar::JsonSchema(schema.into()), 0);
+    let error = native.generate(&nothing, &mut |_| Flow::Continue).unwrap_err();
+    assert!(error.to_string().contains("allows no text"), "{error}");
+}
+
+#[test]
 fn stop_strings_end_a_text_before_its_grammar_does() {
     let native = demo(&options(1));
     let grammar = Grammar::Regex("one two three".into());

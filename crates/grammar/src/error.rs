@@ -18,9 +18,9 @@ pub enum Error {
     #[error("the tokenizer cannot be used with grammars: {why}")]
     Tokenizer { why: String },
 
-    /// The grammar wants text that no token writes, or allows none at all.
+    /// The grammar wants text that no token writes, or that a bias bans, or allows none at all.
     #[error(
-        "no token can follow: the grammar allows no text here, or none of the model's tokens writes it"
+        "no token can follow: the grammar allows no text here, or none of the model's tokens that are not banned writes it"
     )]
     DeadEnd,
 

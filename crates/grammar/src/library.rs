@@ -27,7 +27,7 @@ pub(crate) fn compile(grammar: &Grammar, vocabulary: &Vocabulary) -> Result<Matc
 fn source(grammar: &Grammar) -> Result<TopLevelGrammar> {
     check(grammar)?;
     match grammar {
-        Grammar::JsonObject => Ok(schema(json!({ "type": "object" }))),
+        Grammar::JsonObject => Ok(schema(Map::from_iter([("type".to_owned(), "object".into())]))),
         Grammar::JsonSchema(text) => {
             let value = serde_json::from_str(text).map_err(|error| Error::At {
                 kind: kind(grammar),
@@ -36,7 +36,9 @@ fn source(grammar: &Grammar) -> Result<TopLevelGrammar> {
                 why: without_place(&error.to_string()),
             })?;
             match value {
-                Value::Object(_) | Value::Bool(_) => Ok(schema(value)),
+                Value::Object(object) => Ok(schema(object)),
+                Value::Bool(true) => Ok(schema(Map::new())),
+                Value::Bool(false) => Err(unusable(grammar, "it allows nothing".to_owned())),
                 _ => Err(unusable(grammar, "it must be a JSON object".to_owned())),
             }
         }
@@ -97,13 +99,7 @@ fn digits(number: &Value) -> usize {
 }
 
 /// Its own `x-guidance`, the library's options, is kept.
-fn schema(value: Value) -> TopLevelGrammar {
-    let mut schema = match value {
-        Value::Object(schema) => schema,
-        // `true` and `false` are schemas, too.
-        Value::Bool(true) => Map::new(),
-        other => Map::from_iter([("not".to_owned(), json!({})), ("const".to_owned(), other)]),
-    };
+fn schema(mut schema: Map<String, Value>) -> TopLevelGrammar {
     schema.entry("x-guidance").or_insert_with(|| json!({ "whitespace_pattern": SPACE }));
     TopLevelGrammar::from_json_schema(Value::Object(schema))
 }
@@ -143,6 +139,7 @@ pub(crate) fn in_a_line(text: &str) -> String {
     let end =
         ["<non-verbose/>", "<state>", "<backtrace>"].iter().filter_map(|mark| text.find(mark));
     let text = &text[..end.min().unwrap_or(text.len())];
+    let text = text.replace("Unimplemented keys", "keywords that are not supported");
     let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(MESSAGE) {
         line.truncate(end);

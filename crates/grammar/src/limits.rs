@@ -22,7 +22,7 @@ pub(crate) const REPEATS_OF_REPEATS: usize = 8;
 pub(crate) const INSTRUCTIONS: usize = 1 << 20;
 
 /// Readings of a GBNF text looked at to find what may come next: a fraction of a second.
-pub(crate) const READINGS: u64 = 2_000_000;
+pub(crate) const READINGS: u64 = 500_000;
 
 /// States of a GBNF text that are kept, a kilobyte each, and those that one search may add.
 pub(crate) const STATES: usize = 8_192;

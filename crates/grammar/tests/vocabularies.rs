@@ -210,3 +210,37 @@ fn guides_share_nothing_that_changes() {
     assert_eq!((alone.ids, alone.text), (again.ids, again.text));
     assert!(others[0].text != others[1].text);
 }
+
+#[test]
+fn choices_are_taken_as_they_are_written() {
+    let tokenizer = tokenizer("gpt2");
+    let signs: String = (1..=127).map(char::from).collect();
+    let texts =
+        ["a/b\\/c\\\\", "line\nbreak\ttab", &signs, "(x|y)*[z]{2}^$.?+", "'\"`#//%&~-", "☃\u{0}é"];
+    let all = Grammar::Choice(texts.iter().map(|text| (*text).to_owned()).collect());
+    let all = compiled(&tokenizer, &all);
+    for text in texts {
+        let alone = compiled(&tokenizer, &Grammar::Choice(vec![text.to_owned()]));
+        let drawn = draw(&tokenizer, alone.guide(), 1000, 1).unwrap();
+        assert!(drawn.ended && drawn.text == text, "{:?} is not {text:?}", drawn.text);
+    }
+    for seed in 0..20 {
+        let drawn = draw(&tokenizer, all.guide(), 1000, seed).unwrap();
+        assert!(texts.contains(&drawn.text.as_str()), "{:?}", drawn.text);
+    }
+}
+
+#[test]
+fn schemas_that_ask_for_what_is_not_known_are_refused() {
+    let vocabulary = Vocabulary::new(&tokenizer("gpt2"), 300).unwrap();
+    let refused = |schema: &str| {
+        let grammar = Grammar::JsonSchema(schema.into());
+        Compiled::new(&grammar, &vocabulary).map(drop).unwrap_err().to_string()
+    };
+    let asked = refused(r#"{ "type": "array", "uniqueItems": true }"#);
+    assert!(asked.contains("not supported: [\"uniqueItems\"]"), "{asked}");
+    assert!(refused("false").contains("allows nothing"));
+    assert!(refused("3").contains("must be a JSON object"));
+    assert!(refused("{\n  \"type\": oops }").contains("line 2, column 11"));
+    Compiled::new(&Grammar::JsonSchema("true".into()), &vocabulary).unwrap();
+}

@@ -184,7 +184,13 @@ impl<'a> Active<'a> {
         if let Some(guide) = &mut self.guide {
             guide.restrict(logits, if request.ignore_stop { &[] } else { &request.stop_tokens })?;
         }
-        let id = self.sampler.next(logits)?;
+        let id = match self.sampler.next(logits) {
+            // What is left was banned by a bias, or the model gives it no chance at all.
+            Err(Error::NoLogits) if self.guide.is_some() => {
+                return Err(lathe_grammar::Error::DeadEnd.into());
+            }
+            chosen => chosen?,
+        };
         let log_probs = wanted.map(|wanted| match &computed {
             Some(computed) => LogProbs::of_model(computed, id, wanted.top),
             None => LogProbs::of_sampled(&self.sampler, logits, id, wanted.top),
