@@ -1,4 +1,36 @@
 //! Engines other than Lathe's own behind [`lathe_api::Engine`]: one folder each, which holds how it
 //! is started, its wire types, and the engine.
 
+mod http;
+pub mod llamacpp;
 pub mod mock;
+mod server;
+mod together;
+
+use lathe_api::{Error, Info, Request};
+
+pub use server::{Program, Server};
+
+/// Refuses what an engine would refuse, in the same words for all.
+fn check(info: &Info, request: &Request) -> Result<(), Error> {
+    let needed = request.prompt.len().saturating_add(request.max_tokens);
+    if needed > info.context {
+        return Err(Error::ContextExceeded { needed, context: info.context });
+    }
+    let bad = |what: String| Err(Error::BadRequest { what });
+    if request.prompt.is_empty() {
+        return bad("the prompt has no tokens".to_owned());
+    }
+    if request.grammar.is_some() {
+        let (engine, what) = (info.engine.clone(), "follow a grammar".to_owned());
+        return Err(Error::Unsupported { engine, what });
+    }
+    let temperature = request.sampling.temperature;
+    if !(temperature >= 0.0 && temperature.is_finite()) {
+        return bad(format!("a temperature of {temperature} makes no sense; use 0 or above"));
+    }
+    match request.prompt.iter().find(|id| **id as usize >= info.vocab) {
+        Some(id) => bad(format!("token {id} is outside the vocabulary of {}", info.vocab)),
+        None => Ok(()),
+    }
+}

@@ -66,13 +66,17 @@ impl Default for Sampling {
     }
 }
 
+/// The id of a token whose engine tells its text only, or that it came.
+pub const UNKNOWN_TOKEN: u32 = u32::MAX;
+
 /// What happens while a request runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Event<'a> {
-    /// The prompt is processed. Comes once, before the first token.
+    /// The prompt is processed. Comes once, before the first token, where the engine tells.
     Prefilled { tokens: usize },
     /// One more token. `text` is what became printable with it: empty while a character is
     /// incomplete or a stop string may be starting, more than the token's own text afterwards.
+    /// `id` is [`UNKNOWN_TOKEN`] where the engine does not tell.
     Token { id: u32, text: &'a str },
 }
 

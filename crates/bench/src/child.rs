@@ -12,7 +12,7 @@ use lathe_base::{Progress, Seconds};
 use lathe_machine::Monitor;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Trial, Workload, measure};
+use crate::{Error, Trial, Workload, group, measure};
 
 /// What a trial's process is told: which model on which engine, and what to do with it.
 ///
@@ -54,17 +54,19 @@ impl Launcher {
         progress: &dyn Progress,
     ) -> Result<Trial, Error> {
         let spawn = |source| Error::Spawn { program: self.program.display().to_string(), source };
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .args(&self.arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(spawn)?;
+            .stderr(Stdio::piped());
+        group::lead(&mut command);
+        let mut child = command.spawn().map_err(spawn)?;
         monitor.watch(Some(child.id()));
         let outcome = self.talk(&mut child, order, progress);
-        if outcome.is_err() {
-            let _ = child.kill();
+        // What it started goes with it, however it ended.
+        if !matches!(outcome, Err(Error::Died { .. })) {
+            group::kill(&mut child);
         }
         monitor.watch(None);
         let _ = child.wait();
@@ -108,7 +110,7 @@ impl Launcher {
             Ok(Answer::Done(trial)) => Ok(*trial),
             Ok(Answer::Failed(why)) => Err(Error::Refused(why)),
             Err(_) => {
-                let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
+                let status = group::ended(child);
                 let how = match sent {
                     Some(Ok(())) => format!("ended without an answer ({status})"),
                     _ => format!("ended before it was told what to do ({status})"),
@@ -147,7 +149,7 @@ pub fn answer(
     thread::spawn(|| {
         // Nothing more is ever sent: the end of the pipe means that the parent is gone.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
-        std::process::exit(3);
+        group::end();
     });
     let outcome = serde_json::from_str::<Order>(&line)
         .map_err(|error| format!("the order is not understood: {error}"))

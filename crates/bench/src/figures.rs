@@ -39,10 +39,14 @@ pub struct Figures {
 pub fn figures(rounds: &[Round], candidate: &str, level: f64) -> Figures {
     let own: Vec<&Round> = rounds.iter().filter(|r| r.candidate == candidate).collect();
     let trials: Vec<&Trial> = own.iter().filter_map(|r| r.outcome.as_ref().ok()).collect();
-    let over = |of: &dyn Fn(&Trial) -> Option<f64>| -> Option<Interval> {
-        let values: Vec<f64> = trials.iter().filter_map(|trial| of(trial)).collect();
+    let over = |measure: Measure| -> Option<Interval> {
+        let values: Vec<f64> = trials.iter().filter_map(|trial| measure.of(trial)).collect();
         across(&values, level).ok()
     };
+    let requests: Vec<f64> = trials
+        .iter()
+        .filter_map(|trial| of_requests(trial, |request| Some(1.0 / request.end.0)))
+        .collect();
     let mut streams: Vec<usize> =
         trials.iter().flat_map(|t| t.batches.iter().map(|b| b.streams)).collect();
     streams.sort_unstable();
@@ -50,19 +54,71 @@ pub fn figures(rounds: &[Round], candidate: &str, level: f64) -> Figures {
     Figures {
         rounds: trials.len(),
         failed: own.len() - trials.len(),
-        load: over(&|t| Some(t.load.0)),
-        ttft: over(&|t| of_requests(t, |r| r.ttft().map(|s| s.0))),
-        prefill: over(&|t| of_requests(t, RequestSample::prefill_rate)),
-        decode: over(&decode_rate),
-        itl_p50: over(&|t| gap(t, 0.50)),
-        itl_p90: over(&|t| gap(t, 0.90)),
-        itl_p99: over(&|t| gap(t, 0.99)),
-        requests: over(&|t| of_requests(t, |r| Some(1.0 / r.end.0))),
-        batch: streams
-            .into_iter()
-            .filter_map(|n| Some((n, over(&|t| batch_rate(t, n))?)))
-            .collect(),
+        load: over(Measure::Load),
+        ttft: over(Measure::Ttft),
+        prefill: over(Measure::Prefill),
+        decode: over(Measure::Decode),
+        itl_p50: over(Measure::ItlP50),
+        itl_p90: over(Measure::ItlP90),
+        itl_p99: over(Measure::ItlP99),
+        requests: across(&requests, level).ok(),
+        batch: streams.into_iter().filter_map(|n| Some((n, over(Measure::Batch(n))?))).collect(),
         peak_memory: trials.iter().filter_map(|t| t.peak_memory).max(),
+    }
+}
+
+/// A figure in which two candidates can be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    Load,
+    Ttft,
+    Prefill,
+    Decode,
+    ItlP50,
+    ItlP90,
+    ItlP99,
+    /// Decode tokens per second of so many streams together.
+    Batch(usize),
+    PeakMemory,
+}
+
+impl Measure {
+    /// The figure of one trial: seconds, tokens per second, or bytes.
+    pub fn of(self, trial: &Trial) -> Option<f64> {
+        match self {
+            Self::Load => Some(trial.load.0),
+            Self::Ttft => of_requests(trial, |request| request.ttft().map(|s| s.0)),
+            Self::Prefill => of_requests(trial, RequestSample::prefill_rate),
+            Self::Decode => of_requests(trial, RequestSample::decode_rate),
+            Self::ItlP50 => gap(trial, 0.50),
+            Self::ItlP90 => gap(trial, 0.90),
+            Self::ItlP99 => gap(trial, 0.99),
+            Self::Batch(streams) => batch_rate(trial, streams),
+            Self::PeakMemory => trial.peak_memory.map(|bytes| bytes.0 as f64),
+        }
+    }
+
+    /// Whether more is better.
+    pub fn is_rate(self) -> bool {
+        matches!(self, Self::Prefill | Self::Decode | Self::Batch(_))
+    }
+
+    /// How many times as good `candidate` is as `baseline`, paired by round: above 1 it is faster,
+    /// or takes less.
+    ///
+    /// `None` with fewer than two rounds that have both.
+    pub fn advantage(
+        self,
+        rounds: &[Round],
+        candidate: &str,
+        baseline: &str,
+        level: f64,
+    ) -> Option<Interval> {
+        match self.is_rate() {
+            true => paired(rounds, (candidate, baseline), level, |trial| self.of(trial)),
+            false => paired(rounds, (baseline, candidate), level, |trial| self.of(trial)),
+        }
     }
 }
 
@@ -70,9 +126,18 @@ pub fn figures(rounds: &[Round], candidate: &str, level: f64) -> Figures {
 ///
 /// `None` with fewer than two rounds that have both.
 pub fn ratio(rounds: &[Round], candidate: &str, baseline: &str, level: f64) -> Option<Interval> {
+    Measure::Decode.advantage(rounds, candidate, baseline, level)
+}
+
+fn paired(
+    rounds: &[Round],
+    (candidate, baseline): (&str, &str),
+    level: f64,
+    of: impl Fn(&Trial) -> Option<f64>,
+) -> Option<Interval> {
     let rate = |id: &str, round: usize| {
         let found = rounds.iter().find(|r| r.candidate == id && r.round == round)?;
-        decode_rate(found.outcome.as_ref().ok()?)
+        of(found.outcome.as_ref().ok()?)
     };
     let (ours, theirs): (Vec<f64>, Vec<f64>) = rounds
         .iter()
@@ -108,10 +173,6 @@ fn across(values: &[f64], level: f64) -> Result<Interval, Error> {
 fn of_requests(trial: &Trial, of: impl Fn(&RequestSample) -> Option<f64>) -> Option<f64> {
     let values: Vec<f64> = trial.requests.iter().filter_map(of).collect();
     median(&values).ok()
-}
-
-fn decode_rate(trial: &Trial) -> Option<f64> {
-    of_requests(trial, RequestSample::decode_rate)
 }
 
 fn gap(trial: &Trial, p: f64) -> Option<f64> {
@@ -176,6 +237,19 @@ mod tests {
         assert!((decode.point - 1.0 / 0.015).abs() < 1e-6);
         assert_eq!(base.peak_memory, Some(Bytes(102)));
         assert_eq!(base.rounds, 3);
+    }
+
+    #[test]
+    fn above_one_is_better_for_rates_and_times_alike() {
+        let rounds: Vec<Round> =
+            (0..3).flat_map(|i| [round(i, "base", 0.02), round(i, "fast", 0.01)]).collect();
+        for (measure, expected) in
+            [(Measure::Decode, 2.0), (Measure::ItlP50, 2.0), (Measure::PeakMemory, 1.0)]
+        {
+            let found = measure.advantage(&rounds, "fast", "base", 0.95).unwrap();
+            assert!((found.point - expected).abs() < 1e-6, "{measure:?}: {found:?}");
+        }
+        assert_eq!(Measure::Batch(8).advantage(&rounds, "fast", "base", 0.95), None);
     }
 
     #[test]

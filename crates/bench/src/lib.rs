@@ -4,13 +4,14 @@
 mod child;
 mod error;
 mod figures;
+mod group;
 mod rounds;
 mod sample;
 mod workload;
 
 pub use child::{Launcher, Order, answer};
 pub use error::Error;
-pub use figures::{Figures, figures, ratio};
+pub use figures::{Figures, Measure, figures, ratio};
 pub use rounds::{Round, rounds};
 pub use sample::{BatchSample, RequestSample, Trial};
 pub use workload::{Workload, measure};

@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use lathe_api::{Engine, Event, Flow, Request, Sampling};
 use lathe_base::{Progress, Seconds};
-use lathe_machine::peak_resident;
+use lathe_machine::{peak_resident, peak_resident_of_children};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,10 @@ pub struct Workload {
     /// Numbers of streams to decode together; 1 is measured by `requests`.
     pub streams: Vec<usize>,
     pub seed: u64,
+    /// Prompts are drawn from the first so many tokens, where engines may differ in how many they
+    /// know; from all that the engine knows by default.
+    #[serde(default)]
+    pub vocab: Option<usize>,
 }
 
 /// However fast an engine is, its samples must fit a record that people can keep.
@@ -41,6 +45,7 @@ impl Workload {
 
     fn request(&self, vocab: usize, number: u64) -> Request {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed.wrapping_add(number));
+        let vocab = self.vocab.map_or(vocab, |most| most.min(vocab));
         let vocab = u32::try_from(vocab.max(1)).unwrap_or(u32::MAX);
         Request {
             prompt: (0..self.prompt_tokens).map(|_| rng.random_range(0..vocab)).collect(),
@@ -85,7 +90,9 @@ pub fn measure(
         progress.check()?;
         batches.push(batch(engine, workload, streams)?);
     }
-    Ok(Trial { info: engine.info().clone(), load, peak_memory: peak_resident(), requests, batches })
+    // An engine that runs in processes of its own is not charged for the one that asks it.
+    let peak_memory = peak_resident_of_children().or_else(peak_resident);
+    Ok(Trial { info: engine.info().clone(), load, peak_memory, requests, batches })
 }
 
 /// The time since `start` in tenths of a microsecond: finer is below the clock's own noise, and
@@ -115,28 +122,19 @@ fn batch(engine: &dyn Engine, workload: &Workload, streams: usize) -> Result<Bat
     let vocab = engine.info().vocab;
     let requests: Vec<Request> =
         (0..streams).map(|n| workload.request(vocab, 1000 + n as u64)).collect();
-    let (mut generated, mut before_prefilled, mut waiting) = (0, 0, streams);
-    let mut prefilled = Seconds(0.0);
+    let mut tokens = vec![Vec::with_capacity(workload.new_tokens); streams];
     let start = Instant::now();
-    engine.generate_batch(&requests, &mut |_, event| {
-        match event {
-            Event::Prefilled { .. } => {
-                waiting = waiting.saturating_sub(1);
-                prefilled = start.elapsed().into();
-            }
-            Event::Token { .. } => {
-                generated += 1;
-                if waiting > 0 {
-                    before_prefilled += 1;
-                }
-            }
+    engine.generate_batch(&requests, &mut |index, event| {
+        if let Event::Token { .. } = event {
+            tokens[index].push(stamp(start));
         }
         Flow::Continue
     })?;
-    let end = start.elapsed().into();
-    complete(streams * workload.new_tokens, generated)?;
-    let prompt_tokens = workload.prompt_tokens;
-    Ok(BatchSample { streams, prompt_tokens, generated, prefilled, end, before_prefilled })
+    let end = stamp(start);
+    for stream in &tokens {
+        complete(workload.new_tokens, stream.len())?;
+    }
+    Ok(BatchSample { streams, prompt_tokens: workload.prompt_tokens, tokens, end })
 }
 
 fn complete(asked: usize, generated: usize) -> Result<(), Error> {

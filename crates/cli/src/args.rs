@@ -75,6 +75,9 @@ pub(crate) enum Command {
     /// One measurement in a process of its own; used by bench and optimize
     #[command(name = "trial", hide = true)]
     Trial,
+    /// Another engine's process, tied to ours; used by trials
+    #[command(name = "guard", hide = true)]
+    Guard(commands::guard::GuardArgs),
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod how;
 mod loading;
 mod making;
 mod open;
+mod peers;
 #[cfg(test)]
 mod reference;
 mod show;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => commands::completions::run(args),
         Command::Man(args) => commands::man::run(args),
         Command::Trial => commands::trial::run(),
+        Command::Guard(args) => commands::guard::run(args),
     };
     exit::code(outcome)
 }

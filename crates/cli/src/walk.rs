@@ -175,6 +175,7 @@ fn settings(args: &OptimizeArgs, model_context: usize) -> anyhow::Result<Setting
             new_tokens,
             requests: measuring.requests,
             at_least: Seconds(0.3),
+            vocab: None,
             warmup: 1,
             streams,
             seed: measuring.seed,

@@ -7,9 +7,8 @@ use std::{hint::black_box, time::Instant};
 
 use lathe_formats::{AnyFormat, Blocks, FORMATS};
 use lathe_kernels::{
-    Attention, KvPages, KvShape, KvType, Matrix, PAGE_TOKENS, Pool, Span, attention, matmul,
+    Attention, KvPages, KvShape, KvType, Matrix, PAGE_TOKENS, Peaks, Pool, Span, attention, matmul,
 };
-use lathe_simd::{Isa, LANES, Op};
 
 /// A feed-forward layer of a 1.1 B Llama.
 const ROWS: usize = 5632;
@@ -25,9 +24,9 @@ fn main() {
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
     let wanted: Vec<String> = args.collect();
     let pool = Pool::new(threads);
-    let bandwidth = bandwidth(&pool);
-    let (ints, floats) = (peak(&pool, IntPeak), peak(&pool, FloatPeak));
-    let halves = peak(&pool, HalfPeak);
+    let peaks = Peaks::measure(&pool);
+    let (bandwidth, ints) = (peaks.read / 1e9, peaks.int8 / 1e9);
+    let (floats, halves) = (peaks.f32 / 1e9, peaks.bf16 / 1e9);
     println!("{threads} threads, {}", lathe_kernels::isa_name());
     println!(
         "peaks: {bandwidth:.1} GB/s, {ints:.0} GOPS of int8, {floats:.0} GFLOPS of f32, {halves:.0} of bf16"
@@ -144,119 +143,4 @@ fn seconds(pool: &Pool, w: &Matrix, t: usize) -> f64 {
         .collect();
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
-}
-
-/// Bytes per second in GB that all threads together read.
-fn bandwidth(pool: &Pool) -> f64 {
-    let data = vec![1.0f32; STREAM / 2];
-    let tasks = 64;
-    let part = data.len() / tasks;
-    let best = (0..5).map(|_| {
-        let start = Instant::now();
-        pool.run(tasks, &|i| {
-            black_box(lathe_simd::run(Read(&data[i * part..][..part])));
-        });
-        start.elapsed().as_secs_f64()
-    });
-    (data.len() * 4) as f64 / best.fold(f64::MAX, f64::min) / 1e9
-}
-
-struct Read<'a>(&'a [f32]);
-
-impl Op for Read<'_> {
-    type Out = f32;
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> f32 {
-        let mut sums = [isa.splat(0.0); 4];
-        for four in self.0.as_chunks::<{ 4 * LANES }>().0 {
-            for (sum, x) in sums.iter_mut().zip(four.as_chunks::<LANES>().0) {
-                *sum = isa.add(*sum, isa.load(x));
-            }
-            isa.prefetch(four.as_ptr().wrapping_add(1024).cast());
-        }
-        isa.sum(isa.add(isa.add(sums[0], sums[1]), isa.add(sums[2], sums[3])))
-    }
-}
-
-/// Operations per second in billions, of all threads together.
-fn peak(pool: &Pool, op: impl Op<Out = f64> + Clone + Sync) -> f64 {
-    let best = (0..5).map(|_| {
-        let start = Instant::now();
-        let operations = std::sync::Mutex::new(0.0);
-        pool.run(pool.threads() * 8, &|_| {
-            let done = lathe_simd::run(op.clone());
-            *operations.lock().expect("no panic") += done;
-        });
-        operations.into_inner().expect("no panic") / start.elapsed().as_secs_f64() / 1e9
-    });
-    best.fold(0.0, f64::max)
-}
-
-const ROUNDS: usize = 1 << 19;
-const CHAINS: usize = 12;
-
-#[derive(Clone)]
-struct IntPeak;
-
-impl Op for IntPeak {
-    type Out = f64;
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> f64 {
-        let (codes, x) = (isa.load_bytes(black_box(&[3; 64])), isa.splat_bytes(black_box(&[1; 4])));
-        let mut sums = [isa.splat_i(0); CHAINS];
-        for _ in 0..ROUNDS {
-            for sum in &mut sums {
-                *sum = isa.dot_small(*sum, codes, x);
-            }
-        }
-        for sum in sums {
-            let mut bytes = [0; LANES];
-            isa.store_low_bytes(sum, &mut bytes);
-            black_box(bytes);
-        }
-        (2 * 4 * LANES * CHAINS * ROUNDS) as f64
-    }
-}
-
-#[derive(Clone)]
-struct HalfPeak;
-
-impl Op for HalfPeak {
-    const BF16: bool = true;
-    type Out = f64;
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> f64 {
-        let a = isa.load_bytes(&black_box([0x3f; 64]));
-        let mut sums = [isa.splat(0.0); CHAINS];
-        for _ in 0..ROUNDS {
-            for sum in &mut sums {
-                *sum = isa.dot_bf16(*sum, a, a);
-            }
-        }
-        for sum in sums {
-            black_box(isa.sum(sum));
-        }
-        (4 * LANES * CHAINS * ROUNDS) as f64
-    }
-}
-
-#[derive(Clone)]
-struct FloatPeak;
-
-impl Op for FloatPeak {
-    type Out = f64;
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> f64 {
-        let (a, b) = (isa.splat(black_box(0.5)), isa.splat(black_box(0.25)));
-        let mut sums = [isa.splat(0.0); CHAINS];
-        for _ in 0..ROUNDS {
-            for sum in &mut sums {
-                *sum = isa.fma(*sum, a, b);
-            }
-        }
-        for sum in sums {
-            black_box(isa.sum(sum));
-        }
-        (2 * LANES * CHAINS * ROUNDS) as f64
-    }
 }

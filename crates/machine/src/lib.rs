@@ -17,7 +17,7 @@ pub use cpu::{Cache, Cpu};
 pub use gpu::Gpu;
 pub use memory::Memory;
 pub use monitor::{Monitor, Noise, Sample};
-pub use process::{own_resident, peak_resident};
+pub use process::{own_resident, peak_resident, peak_resident_of_children};
 
 /// What this computer is. Recorded with every measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

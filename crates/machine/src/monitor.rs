@@ -32,7 +32,7 @@ pub struct Sample {
     pub stolen: Option<f32>,
     /// Memory in use on the machine.
     pub memory: Bytes,
-    /// Resident memory of this process and the watched child.
+    /// Resident memory of this process and of everything that it started.
     pub ours: Option<Bytes>,
     /// Mean frequency of the cores, where the system tells.
     pub mhz: Option<f32>,
@@ -114,7 +114,7 @@ impl Monitor {
         Self { shared, thread, start }
     }
 
-    /// Counts the process `pid` as ours from now on; `None` ends it.
+    /// Counts the process `pid` and what it starts as ours from now on; `None` ends it.
     pub fn watch(&self, pid: Option<u32>) {
         self.shared.child.store(pid.unwrap_or(0), Ordering::Relaxed);
     }
@@ -165,7 +165,7 @@ impl Ticks {
     fn now(child: u32) -> Option<Self> {
         let (busy, idle, stolen) = process::machine_ticks()?;
         let ours = process::cpu_ticks(std::process::id())?;
-        let child = (child != 0).then(|| process::cpu_ticks(child).map(|t| (child, t))).flatten();
+        let child = (child != 0).then(|| process::tree_ticks(child).map(|t| (child, t))).flatten();
         Some(Self { busy, idle, stolen, ours, child })
     }
 
@@ -204,9 +204,7 @@ fn record(shared: &Shared, start: Instant) {
             others: shares.map(|s| s.1),
             stolen: shares.map(|s| s.2),
             memory: Bytes(memory.total.0.saturating_sub(memory.available.0)),
-            ours: process::resident(std::process::id()).map(|own| {
-                own + (child != 0).then(|| process::resident(child)).flatten().unwrap_or_default()
-            }),
+            ours: process::resident(std::process::id()),
             mhz: frequency(&mut system),
             gpu: gpu.map(|g| g.0),
             gpu_memory: gpu.map(|g| g.1),

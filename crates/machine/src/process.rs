@@ -13,9 +13,38 @@ pub fn own_resident() -> Option<Bytes> {
     status("self", "VmRSS:")
 }
 
-/// The resident set of a process now.
+/// The largest resident sets of the processes that this one started, and of those that they
+/// started, added up; `None` where there are none or the system does not tell.
+///
+/// Pages that several of them share (a mapped file) count for each.
+pub fn peak_resident_of_children() -> Option<Bytes> {
+    let children = tree(std::process::id());
+    let peaks: Vec<Bytes> =
+        children[1..].iter().filter_map(|pid| status(&pid.to_string(), "VmHWM:")).collect();
+    (!peaks.is_empty()).then(|| peaks.into_iter().sum())
+}
+
+/// The resident sets of a process and of everything below it now.
 pub(crate) fn resident(pid: u32) -> Option<Bytes> {
-    status(&pid.to_string(), "VmRSS:")
+    let sets: Vec<Bytes> =
+        tree(pid).iter().filter_map(|pid| status(&pid.to_string(), "VmRSS:")).collect();
+    (!sets.is_empty()).then(|| sets.into_iter().sum())
+}
+
+/// A process, its children, theirs, and so on; only itself where the system does not tell.
+fn tree(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while let Some(&pid) = all.get(next) {
+        next += 1;
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        for task in tasks {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+            all.extend(children.filter(|child| !all.contains(child)).collect::<Vec<u32>>());
+        }
+    }
+    all
 }
 
 fn status(pid: &str, field: &str) -> Option<Bytes> {
@@ -23,6 +52,13 @@ fn status(pid: &str, field: &str) -> Option<Bytes> {
     let line = text.lines().find(|line| line.starts_with(field))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(Bytes(kib * 1024))
+}
+
+/// Clock ticks of CPU time that a process, everything below it and its finished children have
+/// used.
+pub(crate) fn tree_ticks(pid: u32) -> Option<u64> {
+    let ticks: Vec<u64> = tree(pid).into_iter().filter_map(cpu_ticks).collect();
+    (!ticks.is_empty()).then(|| ticks.into_iter().sum())
 }
 
 /// Clock ticks of CPU time that a process, its threads and its finished children have used.
@@ -59,6 +95,26 @@ mod tests {
         let block = vec![7u8; 64 << 20];
         assert_eq!(std::hint::black_box(&block)[1 << 20], 7);
         assert!(peak_resident().unwrap().0 >= before.0.max(64 << 20));
+    }
+
+    #[test]
+    fn processes_below_ours_are_found_and_counted() {
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", "sleep 30 & wait"])
+            .spawn()
+            .expect("a shell");
+        let start = std::time::Instant::now();
+        while tree(shell.id()).len() < 2 {
+            assert!(start.elapsed().as_secs() < 20, "the shell's child is not found");
+        }
+        let below = tree(shell.id());
+        assert_eq!(below[0], shell.id());
+        assert!(tree(std::process::id()).contains(&below[1]));
+        assert!(peak_resident_of_children().unwrap() >= resident(shell.id()).unwrap());
+        for pid in below.into_iter().rev() {
+            std::process::Command::new("kill").arg(pid.to_string()).status().unwrap();
+        }
+        shell.wait().unwrap();
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Planned, Requirements};
 
 /// Version of `run.json`'s layout; a run of another version is refused, not misread.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// A run, as raw as it was measured: `run.json`. Every figure, chart and verdict is computed from
 /// it by [`crate::judge`].

@@ -8,6 +8,7 @@ pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod eval;
 pub(crate) mod generate;
+pub(crate) mod guard;
 pub(crate) mod imatrix;
 pub(crate) mod inspect;
 pub(crate) mod man;

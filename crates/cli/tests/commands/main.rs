@@ -1,5 +1,6 @@
 //! Every command as a user runs it: on the built-in model and on the golden models.
 
+mod against;
 mod bad_inputs;
 mod inspect;
 mod measuring;

@@ -5,29 +5,70 @@ use std::{thread::sleep, time::Duration};
 use anyhow::{Context, bail};
 use lathe_base::{Bytes, Progress};
 use lathe_bench::{Launcher, Order, Round, Workload, figures, ratio, rounds};
+use lathe_files::{Checkpoint, Folder};
 use lathe_machine::{Machine, Monitor, Noise};
 use lathe_models::Model;
 use lathe_optimize::EngineOrder;
+use lathe_tokens::{TokenKind, Tokenizer};
 
-use super::{Bench, Measured, Timing};
-use crate::open;
+use super::{
+    Advantage, Bench, Measured, Refused, Timing,
+    against::measures,
+    roofs::{Demand, Roofs},
+};
+use crate::{
+    loading, open,
+    peers::{Peer, Served},
+};
 
 /// The machine is watched for so long before and after the trials.
 const MARGIN: Duration = Duration::from_millis(400);
 
-/// Measures models in turn; the first is the baseline.
+/// Lathe's own engine.
+pub(super) const NATIVE: &str = "native";
+
+/// Measures models in turn, each on Lathe's own engine and then on `against`; the first is the
+/// baseline.
 pub(crate) fn measure(
     models: &[String],
+    against: &[Peer],
     timing: &Timing,
     streams: &[usize],
     progress: &dyn Progress,
 ) -> anyhow::Result<Bench> {
-    let workload = timing.workload(streams);
-    let candidates = models
-        .iter()
-        .enumerate()
-        .map(|(index, _)| Entry::new(models, index, timing, &workload, progress))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut workload = timing.workload(streams);
+    let mut found = Vec::new();
+    for (index, typed) in models.iter().enumerate() {
+        let before = models[..index].iter().filter(|other| *other == typed).count();
+        found.push(Subject::open(typed, before, timing, &workload, progress)?);
+    }
+    if !against.is_empty() {
+        // The same ids for every engine, and ids that every engine knows.
+        workload.vocab = found.iter().map(|subject| subject.vocab).min();
+    }
+    let (mut candidates, mut refused) = (Vec::new(), Vec::new());
+    for (index, subject) in found.iter().enumerate() {
+        let order = subject.native(timing, &workload)?;
+        let name = match against {
+            [] => subject.name.clone(),
+            _ => format!("{} on {NATIVE}", subject.name),
+        };
+        candidates.push(Entry { name, engine: NATIVE.to_owned(), subject: index, order });
+        for peer in against {
+            match subject.on(peer, timing, &workload) {
+                Ok(order) => {
+                    let (name, engine) =
+                        (format!("{} on {}", subject.name, peer.name), peer.name.clone());
+                    candidates.push(Entry { name, engine, subject: index, order });
+                }
+                Err(why) => refused.push(Refused {
+                    model: subject.name.clone(),
+                    engine: peer.name.clone(),
+                    reason: format!("{why:#}"),
+                }),
+            }
+        }
+    }
     let launcher = Launcher {
         program: std::env::current_exe().context("cannot find the lathe program itself")?,
         arguments: vec!["trial".to_owned()],
@@ -36,6 +77,7 @@ pub(crate) fn measure(
     let orders: Vec<(String, Order)> =
         candidates.iter().map(|c| (c.name.clone(), c.order.clone())).collect();
     let machine = Machine::analyse(None);
+    let mut roofs = Roofs::before(!against.is_empty(), timing.engine.threads(), progress);
     let monitor = Monitor::start();
     sleep(MARGIN);
     let mut done = Vec::new();
@@ -46,10 +88,30 @@ pub(crate) fn measure(
     rounds(&launcher, &orders, 0..timing.rounds, &[], &monitor, progress, &mut keep)?;
     sleep(MARGIN);
     let timeline = monitor.stop();
-    let baseline = candidates[0].name.clone();
-    let models = candidates.into_iter().map(|c| c.measured(&done, &baseline, timing.level));
+    roofs.after(progress);
+    let advantages = advantages(&candidates, &done, &workload, timing.level);
+    let measured = |entry: &Entry| {
+        let figures = figures(&done, &entry.name, timing.level);
+        let first = &candidates[0].name;
+        let subject = &found[entry.subject];
+        Measured {
+            name: entry.name.clone(),
+            model: subject.name.clone(),
+            engine: entry.engine.clone(),
+            size: subject.size,
+            shares: roofs.shares(&subject.demand, &workload, &machine, &figures),
+            figures,
+            ratio: (entry.name != *first)
+                .then(|| ratio(&done, &entry.name, first, timing.level))
+                .flatten(),
+            order: shown(&entry.order),
+        }
+    };
     Ok(Bench {
-        models: models.collect(),
+        models: candidates.iter().map(measured).collect(),
+        advantages,
+        refused,
+        roofs: roofs.measured(),
         workload,
         threads: timing.engine.threads(),
         level: timing.level,
@@ -61,46 +123,128 @@ pub(crate) fn measure(
 }
 
 /// A model to measure.
+struct Subject {
+    name: String,
+    checkpoint: Checkpoint,
+    model: Model,
+    size: Bytes,
+    context: usize,
+    /// Tokens that prompts may be drawn from.
+    vocab: usize,
+    /// As in `lathe_adapters::llamacpp::Options::avoid`.
+    avoid: Vec<u32>,
+    demand: Demand,
+}
+
+/// A model on an engine.
 struct Entry {
     name: String,
-    size: Bytes,
+    engine: String,
+    /// Its place among the subjects.
+    subject: usize,
     order: Order,
 }
 
-impl Entry {
-    fn new(
-        models: &[String],
-        index: usize,
+impl Subject {
+    /// `before` counts how often the same model was named already: that shows what the machine's
+    /// noise alone does.
+    fn open(
+        typed: &str,
+        before: usize,
         timing: &Timing,
         workload: &Workload,
         progress: &dyn Progress,
     ) -> anyhow::Result<Self> {
-        let typed = &models[index];
         let checkpoint = open::checkpoint(typed, progress)?;
-        let model = Model::read(&checkpoint).with_context(|| typed.clone())?;
-        let context = context(timing, workload, &model).with_context(|| typed.clone())?;
-        let batch = workload.streams.iter().copied().max().unwrap_or(1);
-        let engine = EngineOrder { batch, ..timing.engine.order(&checkpoint, context) };
-        // The same model twice shows what the machine's noise alone does.
-        let before = models[..index].iter().filter(|m| *m == typed).count();
-        let name = if before == 0 { typed.clone() } else { format!("{typed} ({})", before + 1) };
-        let engine = serde_json::to_value(engine)?;
-        let order = Order { engine, workload: workload.clone() };
-        Ok(Self { name, size: checkpoint.stored_bytes(), order })
+        let model = Model::read(&checkpoint).with_context(|| typed.to_owned())?;
+        let context = context(timing, workload, &model).with_context(|| typed.to_owned())?;
+        let name = if before == 0 { typed.to_owned() } else { format!("{typed} ({})", before + 1) };
+        let tokenizer = open::tokenizer(&checkpoint).ok();
+        let known = tokenizer.as_ref().map_or(model.spec.vocab, |t| t.vocab_size());
+        let kv = open::kv(&timing.engine.kv)?;
+        Ok(Self {
+            name,
+            size: checkpoint.stored_bytes(),
+            context,
+            vocab: known.min(model.spec.vocab),
+            avoid: tokenizer.map(|t| avoided(&t)).unwrap_or_default(),
+            demand: Demand::of(&model, &checkpoint, workload, kv),
+            checkpoint,
+            model,
+        })
     }
 
-    fn measured(self, rounds: &[Round], baseline: &str, level: f64) -> Measured {
-        Measured {
-            figures: figures(rounds, &self.name, level),
-            ratio: if self.name == baseline {
-                None
-            } else {
-                ratio(rounds, &self.name, baseline, level)
-            },
-            name: self.name,
-            size: self.size,
+    fn streams(workload: &Workload) -> usize {
+        workload.streams.iter().copied().max().unwrap_or(1)
+    }
+
+    fn native(&self, timing: &Timing, workload: &Workload) -> anyhow::Result<Order> {
+        let order = timing.engine.order(&self.checkpoint, self.context);
+        let engine = EngineOrder { batch: Self::streams(workload), ..order };
+        Ok(Order { engine: serde_json::to_value(engine)?, workload: workload.clone() })
+    }
+
+    /// **Errors**: the engine will not load these files, and why.
+    fn on(&self, peer: &Peer, timing: &Timing, workload: &Workload) -> anyhow::Result<Order> {
+        if matches!(self.checkpoint.folder, Folder::Memory(_)) {
+            bail!(
+                "the built-in model has no files; `lathe quantize demo --to q8_0 -o demo.gguf` \
+                 makes one"
+            );
+        }
+        if let Some(why) = peer.refuses(&loading::stored(&self.model, &self.checkpoint)) {
+            bail!("{why}");
+        }
+        let engine = peer.order(&Served {
+            model: &self.checkpoint.path,
+            threads: timing.engine.threads(),
+            context: self.context,
+            streams: Self::streams(workload),
+            kv: &timing.engine.kv,
+            vocab: self.vocab,
+            avoid: &self.avoid,
+            patience: timing.trial_timeout,
+        })?;
+        Ok(Order { engine: serde_json::to_value(engine)?, workload: workload.clone() })
+    }
+}
+
+/// Tokens that are no text of their own: those that end a text, and parts of characters.
+fn avoided(tokenizer: &Tokenizer) -> Vec<u32> {
+    let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+    let is_part = |id: u32| std::str::from_utf8(&tokenizer.token_bytes(id)).is_err();
+    let stops = tokenizer.stop_tokens();
+    ids.filter(|&id| stops.contains(&id) || tokenizer.kind(id) == TokenKind::Control || is_part(id))
+        .collect()
+}
+
+/// An engine's order without the list of tokens, which may be as long as the vocabulary.
+fn shown(order: &Order) -> serde_json::Value {
+    let mut engine = order.engine.clone();
+    if let Some(avoid) = engine.get_mut("avoid") {
+        *avoid = avoid.as_array().map_or(0, Vec::len).into();
+    }
+    engine
+}
+
+/// How many times as good Lathe's own engine is as each other, model by model.
+fn advantages(
+    entries: &[Entry],
+    rounds: &[Round],
+    workload: &Workload,
+    level: f64,
+) -> Vec<Advantage> {
+    let mut list = Vec::new();
+    for entry in entries.iter().filter(|entry| entry.engine != NATIVE) {
+        let own = entries.iter().find(|e| e.subject == entry.subject && e.engine == NATIVE);
+        let Some(own) = own else { continue };
+        for measure in measures(workload) {
+            let (subject, over) = (own.name.clone(), entry.name.clone());
+            let times = measure.advantage(rounds, &subject, &over, level);
+            list.extend(times.map(|times| Advantage { measure, of: subject, over, times }));
         }
     }
+    list
 }
 
 /// The context to load with: what was asked for, else what the workload takes.

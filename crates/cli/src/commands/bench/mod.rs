@@ -1,4 +1,6 @@
+mod against;
 mod measure;
+mod roofs;
 mod show;
 
 use std::path::PathBuf;
@@ -6,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use lathe_base::{AtomicFile, Bytes, Seconds};
-use lathe_bench::{Figures, Round, Workload};
+use lathe_bench::{Figures, Measure, Round, Workload};
 use lathe_machine::{Machine, Sample};
 use lathe_stats::Interval;
 use serde::Serialize;
@@ -17,6 +19,7 @@ use crate::{
     args::Global,
     commands::optimize::{at_least_one, level},
     exit::Ended,
+    peers::{Peer, Places},
     ui,
 };
 
@@ -27,6 +30,8 @@ use crate::{
   lathe bench model-f16.gguf model-q8_0.gguf model-q4_0.gguf --rounds 10
   lathe bench model.gguf --prompt-tokens 512 --new-tokens 128 --streams 1,2,4,8
   lathe bench ./Qwen2.5-1.5B qwen-q4_0.gguf --threads 4 --save bench.json
+  lathe bench model-q4_0.gguf --against llama.cpp --prompt-tokens 512 --streams 1,8,16
+  lathe bench model.gguf --against ik_llama.cpp --engine-path ik_llama.cpp=../ik_llama.cpp/build/bin
 
 Every trial is a fresh process; rounds go through the models in turn (A B C A B C …), and ratios are
 paired by round, so that a drift of the machine falls on all alike. Figures are medians over
@@ -43,7 +48,58 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
     #[command(flatten)]
+    peers: PeerArgs,
+    #[command(flatten)]
     timing: Timing,
+}
+
+/// Other engines to measure beside Lathe's own.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Other engines")]
+struct PeerArgs {
+    /// Run every model on this engine too, on the same files and prompts: llama.cpp, or any program
+    /// that is a llama-server under the name that --engine-path gives it. May be given several times
+    #[arg(long, value_name = "ENGINE", value_delimiter = ',')]
+    against: Vec<String>,
+    /// Where an engine's program or folder is [default: LATHE_LLAMA_CPP and the like, the user's
+    /// folder for engines, PATH]. May be given several times
+    #[arg(long, value_name = "ENGINE=PATH", value_parser = named)]
+    engine_path: Vec<(String, String)>,
+    /// Further arguments of an engine's program, as in llama.cpp='-ub 1024'. May be given several
+    /// times
+    #[arg(long, value_name = "ENGINE=ARGS", value_parser = named)]
+    engine_args: Vec<(String, String)>,
+}
+
+impl PeerArgs {
+    /// The engines asked for, each found and asked what it is.
+    fn find(&self) -> anyhow::Result<Vec<Peer>> {
+        let places =
+            Places { paths: self.engine_path.clone(), arguments: self.engine_args.clone() };
+        for (flag, list) in
+            [("--engine-path", &self.engine_path), ("--engine-args", &self.engine_args)]
+        {
+            if let Some((name, _)) = list.iter().find(|(name, _)| !self.against.contains(name)) {
+                bail!("{flag} {name}: add --against {name} to measure it");
+            }
+        }
+        let mut found: Vec<Peer> = Vec::new();
+        for name in &self.against {
+            if !found.iter().any(|peer| peer.name == *name) {
+                found.push(Peer::find(name, &places)?);
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn named(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => Err("an engine and a value are needed, as in llama.cpp=/opt/llama.cpp".to_owned()),
+    }
 }
 
 /// How speed is measured.
@@ -89,6 +145,7 @@ impl Timing {
             warmup: self.warmup,
             streams: streams.to_vec(),
             seed: self.seed,
+            vocab: None,
         }
     }
 }
@@ -97,6 +154,15 @@ impl Timing {
 #[derive(Serialize)]
 pub(crate) struct Bench {
     pub(crate) models: Vec<Measured>,
+    /// How many times as good Lathe's own engine is as others, paired by round.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) advantages: Vec<Advantage>,
+    /// What was not measured because the engine would not load it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) refused: Vec<Refused>,
+    /// What the machine can do at most, before and after the trials.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) roofs: Vec<lathe_kernels::Peaks>,
     pub(crate) workload: Workload,
     pub(crate) threads: usize,
     pub(crate) level: f64,
@@ -110,10 +176,33 @@ pub(crate) struct Bench {
     pub(crate) timeline: Vec<Sample>,
 }
 
-/// One model's figures.
+/// How many times as good a candidate is as another in one figure: above 1 it is faster, or takes
+/// less.
+#[derive(Serialize)]
+pub(crate) struct Advantage {
+    pub(crate) measure: Measure,
+    pub(crate) of: String,
+    pub(crate) over: String,
+    pub(crate) times: Interval,
+}
+
+/// A model that an engine does not load.
+#[derive(Serialize)]
+pub(crate) struct Refused {
+    pub(crate) model: String,
+    pub(crate) engine: String,
+    pub(crate) reason: String,
+}
+
+/// One model's figures on one engine.
 #[derive(Serialize)]
 pub(crate) struct Measured {
     pub(crate) name: String,
+    pub(crate) model: String,
+    pub(crate) engine: String,
+    /// What the engine was started with.
+    pub(crate) order: serde_json::Value,
+    pub(crate) shares: Option<roofs::Shares>,
     /// Bytes of its stored tensors.
     pub(crate) size: Bytes,
     pub(crate) figures: Figures,
@@ -123,7 +212,8 @@ pub(crate) struct Measured {
 
 pub(crate) fn run(args: BenchArgs, global: &Global) -> anyhow::Result<Ended> {
     let bar = ui::Bar::new(global.quiet);
-    let mut bench = measure(&args.models, &args.timing, &args.streams, &bar)?;
+    let against = args.peers.find()?;
+    let mut bench = measure(&args.models, &against, &args.timing, &args.streams, &bar)?;
     bar.clear();
     if let Some(path) = &args.save {
         AtomicFile::write_all(path, &serde_json::to_vec(&bench)?)

@@ -1,14 +1,30 @@
 use lathe_base::Seconds;
 use lathe_stats::Interval;
 
-use super::{Bench, Measured};
+use super::{Bench, Measured, Refused, against, measure::NATIVE};
 use crate::ui;
 
 /// A figure of one model, for people.
 type Cell<'a> = Box<dyn Fn(&Measured) -> String + 'a>;
 
-/// The table for people: a figure a line, a model a column.
+/// The tables for people.
 pub(super) fn text(bench: &Bench) -> String {
+    let mut text = match bench.models.iter().all(|model| model.engine == NATIVE) {
+        true => plain(bench),
+        false => against::text(bench),
+    };
+    for refused in &bench.refused {
+        let Refused { model, engine, reason } = refused;
+        text += &format!("{} {model} on {engine}: {reason}\n", ui::dim("not measured"));
+    }
+    for warning in &bench.warnings {
+        text += &format!("{} {warning}\n", ui::yellow("warning:"));
+    }
+    text
+}
+
+/// A figure a line, a model a column.
+fn plain(bench: &Bench) -> String {
     let mut header = vec![String::new()];
     header.extend(bench.models.iter().map(|model| format!(">{}", model.name)));
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
@@ -17,8 +33,13 @@ pub(super) fn text(bench: &Bench) -> String {
         .map(|(label, cell)| std::iter::once(label).chain(bench.models.iter().map(&cell)).collect())
         .filter(|row: &Vec<String>| row[1..].iter().any(|text| !text.is_empty()))
         .collect();
+    format!("{}\n{}\n", ui::table(&header, &rows), ui::dim(&method(bench)))
+}
+
+/// How it was measured, in a line.
+pub(super) fn method(bench: &Bench) -> String {
     let workload = &bench.workload;
-    let method = format!(
+    format!(
         "{} prompt and {} new tokens, {} threads, {} trials of {} requests each; medians with \
          {:.0} % intervals",
         workload.prompt_tokens,
@@ -27,12 +48,7 @@ pub(super) fn text(bench: &Bench) -> String {
         bench.models.first().map_or(0, |m| m.figures.rounds + m.figures.failed),
         workload.requests,
         100.0 * bench.level
-    );
-    let mut text = format!("{}\n{}", ui::table(&header, &rows), ui::dim(&method)) + "\n";
-    for warning in &bench.warnings {
-        text += &format!("{} {warning}\n", ui::yellow("warning:"));
-    }
-    text
+    )
 }
 
 fn rows(bench: &Bench) -> Vec<(String, Cell<'_>)> {

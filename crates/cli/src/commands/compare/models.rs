@@ -61,7 +61,7 @@ pub(super) fn compare(args: &CompareArgs, global: &Global) -> anyhow::Result<()>
             (None, None)
         }
     };
-    let mut speed = bench::measure(&names, &args.timing, &[1], &bar)?;
+    let mut speed = bench::measure(&names, &[], &args.timing, &[1], &bar)?;
     bar.clear();
     speed.rounds.clear();
     speed.timeline.clear();

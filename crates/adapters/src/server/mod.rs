@@ -1,0 +1,185 @@
+//! An engine's own process: started, watched, and ended with us.
+
+mod tail;
+
+use std::{
+    ffi::OsString,
+    io,
+    net::{Ipv4Addr, TcpListener},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use lathe_api::Error;
+use serde::{Deserialize, Serialize};
+
+use crate::http::Client;
+use tail::Tail;
+
+/// What is started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    pub path: PathBuf,
+    pub arguments: Vec<OsString>,
+    /// Added to the environment.
+    pub environment: Vec<(String, String)>,
+    /// A program and its first arguments that start this one in their place and see to it that it
+    /// does not outlive us, even where we are killed; empty for none.
+    pub guard: Vec<OsString>,
+}
+
+impl Program {
+    fn command(&self) -> Command {
+        let mut words = self.guard.iter();
+        let mut command = match words.next() {
+            Some(guard) => {
+                let mut command = Command::new(guard);
+                command.args(words).arg(&self.path);
+                command
+            }
+            None => Command::new(&self.path),
+        };
+        command
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}
+
+/// A running process. Killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Mutex<Child>,
+    said: Tail,
+    errors: Tail,
+}
+
+impl Server {
+    /// Starts `program`; its output is kept for [`Server::last_words`].
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn start(program: &Program) -> io::Result<Self> {
+        let mut child = program.command().stdin(Stdio::null()).spawn()?;
+        let (said, errors) = (Tail::of(child.stdout.take()), Tail::of(child.stderr.take()));
+        Ok(Self { child: Mutex::new(child), said, errors })
+    }
+
+    /// How the process ended, with the last lines that it printed; `None` while it runs.
+    pub fn ended(&self) -> Option<String> {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        match child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => {
+                Some(format!("its process ended ({status}); it last said: {}", self.last_words()))
+            }
+            Err(error) => Some(format!("its process cannot be watched: {error}")),
+        }
+    }
+
+    /// As [`Server::ended`], where the connection broke: the process may take a moment to be gone.
+    pub fn ended_soon(&self) -> Option<String> {
+        let start = Instant::now();
+        loop {
+            let ended = self.ended();
+            if ended.is_some() || start.elapsed() > Duration::from_secs(1) {
+                return ended;
+            }
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The last lines on stderr, else on stdout.
+    pub fn last_words(&self) -> String {
+        let errors = self.errors.last();
+        let words = if errors.is_empty() { self.said.last() } else { errors };
+        if words.is_empty() { "nothing".to_owned() } else { words }
+    }
+
+    /// Everything that is kept of stderr.
+    pub fn errors(&self) -> String {
+        self.errors.all()
+    }
+
+    /// The process id.
+    pub fn process(&self) -> u32 {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner).id()
+    }
+
+    /// Ends the process and waits for it.
+    pub fn kill(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        // What has ended already needs no killing.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// How waiting for a server ended.
+pub(crate) enum Ready {
+    Yes,
+    /// Its process ended, and what it said.
+    Ended(String),
+}
+
+/// How often a starting server is asked whether it is ready.
+const PERIOD: Duration = Duration::from_millis(5);
+
+/// Waits until `/health` at `base` is answered with 200.
+///
+/// # Errors
+/// It is not ready in time.
+pub(crate) fn wait(
+    server: &Server,
+    name: &str,
+    base: &str,
+    within: Duration,
+) -> Result<Ready, Error> {
+    let client = Client::new(name, base, Duration::from_secs(2));
+    let start = Instant::now();
+    let mut said = String::new();
+    loop {
+        if let Some(ended) = server.ended() {
+            return Ok(Ready::Ended(ended));
+        }
+        match client.get("/health") {
+            // A server that could not listen is about to end, and somebody else answered.
+            Ok(answer) if answer.status == 200 => {
+                return Ok(server.ended().map_or(Ready::Yes, Ready::Ended));
+            }
+            Ok(answer) => said = format!(" (it answers {})", answer.status),
+            // Nobody listens yet.
+            Err(_) => {}
+        }
+        if start.elapsed() > within {
+            let (seconds, last) = (within.as_secs_f64(), server.last_words());
+            let why = format!("not ready after {seconds:.0} s{said}; it last said: {last}");
+            return Err(Error::Failed { engine: name.to_owned(), why });
+        }
+        sleep(PERIOD);
+    }
+}
+
+/// A port on loopback that is free now; somebody else may take it before it is used.
+pub(crate) fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// Whether a server ended because its port was taken.
+pub(crate) fn port_was_taken(errors: &str) -> bool {
+    let errors = errors.to_lowercase();
+    ["couldn't bind", "failed to bind", "address already in use", "error while attempting to bind"]
+        .iter()
+        .any(|words| errors.contains(words))
+}

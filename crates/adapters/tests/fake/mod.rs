@@ -1,0 +1,231 @@
+//! A program that looks like llama.cpp's server and misbehaves on demand.
+//!
+//! It is the test's own binary: a script starts it with the one test that serves instead of
+//! testing, and with the server's arguments in the environment.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::exit,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+/// Where the script puts the arguments, one a line.
+const ARGUMENTS: &str = "FAKE_SERVER_ARGUMENTS";
+
+const HELP: &str = "
+-c,    --ctx-size N                     context
+-np,   --parallel N                     slots
+-fa,   --flash-attn [on|off|auto]       attention
+--port PORT                             port
+--fake MODE                             how to misbehave
+";
+
+/// Tokens that the fake knows.
+const VOCAB: u64 = 4096;
+
+/// Writes the script; `test` is the path of the test that calls [`serve`].
+pub(crate) fn program(folder: &Path, test: &str) -> PathBuf {
+    let path = folder.join("llama-server");
+    let own = std::env::current_exe().unwrap();
+    let script = format!(
+        "#!/bin/sh\nARGS=\"\"\nfor word in \"$@\"; do ARGS=\"$ARGS$word\n\"; done\n\
+         {ARGUMENTS}=\"$ARGS\" exec '{}' {test} --exact --ignored --nocapture\n",
+        own.display()
+    );
+    // Renamed into place: a file that is still open for writing cannot be executed.
+    let new = folder.join("new");
+    fs::write(&new, script).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, &path).unwrap();
+    path
+}
+
+/// Serves until it is killed, where this process is such a server.
+pub(crate) fn serve() {
+    let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
+    let arguments: Vec<&str> = arguments.lines().collect();
+    let value = |flag: &str| {
+        let at = arguments.iter().position(|word| *word == flag)?;
+        arguments.get(at + 1).map(|word| (*word).to_owned())
+    };
+    if arguments.contains(&"--help") {
+        println!("{HELP}");
+        exit(0);
+    }
+    if arguments.contains(&"--version") {
+        eprintln!("version: fake 7\nbuilt for a test");
+        exit(0);
+    }
+    let fake = Fake {
+        mode: value("--fake").unwrap_or_default(),
+        alias: value("--alias").unwrap_or_default(),
+        context: value("--ctx-size").and_then(|c| c.parse().ok()).unwrap_or(0u64)
+            / value("--parallel").and_then(|p| p.parse().ok()).unwrap_or(1u64),
+        start: Instant::now(),
+    };
+    if let Some(marker) = fake.mode.strip_prefix("port-taken:")
+        && fs::remove_file(marker).is_ok()
+    {
+        eprintln!("main: couldn't bind HTTP server socket, hostname: 127.0.0.1");
+        exit(1);
+    }
+    if fake.mode == "bad-model" {
+        eprintln!("loading\nllama_model_load: error: tensor data is out of bounds");
+        exit(1);
+    }
+    let port: u16 = value("--port").unwrap().parse().unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    for stream in listener.incoming() {
+        let fake = fake.clone();
+        thread::spawn(move || fake.answer(stream.unwrap()));
+    }
+}
+
+#[derive(Clone)]
+struct Fake {
+    mode: String,
+    alias: String,
+    context: u64,
+    start: Instant,
+}
+
+impl Fake {
+    fn answer(&self, mut stream: TcpStream) {
+        stream.set_nodelay(true).unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let (mut first, mut length) = (String::new(), 0);
+        reader.read_line(&mut first).unwrap();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            let line = line.trim().to_lowercase();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(n) = line.strip_prefix("content-length:") {
+                length = n.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        let path = first.split(' ').nth(1).unwrap_or_default();
+        let loading = self.mode == "never-ready"
+            || self.mode == "slow-start" && self.start.elapsed() < Duration::from_millis(300);
+        match path {
+            "/health" if loading => whole(&mut stream, 503, &json!({"error": {"code": 503}})),
+            "/health" => whole(&mut stream, 200, &json!({"status": "ok"})),
+            "/v1/models" => {
+                let vocab = if self.mode == "small-vocabulary" { 10 } else { VOCAB };
+                let meta = json!({"n_vocab": vocab, "size": 1234});
+                whole(&mut stream, 200, &json!({"data": [{"id": self.alias, "meta": meta}]}));
+            }
+            "/props" if self.mode != "older" => {
+                let settings = json!({"n_ctx": self.context});
+                whole(&mut stream, 200, &json!({"default_generation_settings": settings}));
+            }
+            "/completion" => self.complete(stream, &serde_json::from_slice(&body).unwrap()),
+            _ => whole(&mut stream, 404, &json!({"error": {"message": "no such page"}})),
+        }
+    }
+
+    /// Token i is the sum of the prompt plus i.
+    fn complete(&self, mut stream: TcpStream, body: &Value) {
+        match self.mode.as_str() {
+            "refuse" => {
+                let error = json!({"code": 400, "message": "Prompt contains invalid tokens"});
+                return whole(&mut stream, 400, &json!({"error": error}));
+            }
+            "broken" => {
+                let error = json!({"code": 500, "message": "Compute error."});
+                return whole(&mut stream, 500, &json!({"error": error}));
+            }
+            _ => {}
+        }
+        let sum: u64 =
+            body["prompt"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).sum();
+        let asked = body["n_predict"].as_u64().unwrap();
+        let mut chunks = Chunks { stream, bytewise: self.mode == "bytewise" };
+        chunks.head();
+        for i in 1..=asked {
+            let id = (sum + i) % VOCAB;
+            match (self.mode.as_str(), i) {
+                ("early-end", 3) => {
+                    let end = json!({"stop": true, "stop_type": "eos", "tokens_predicted": 2});
+                    chunks.event(&format!("data: {end}\n\n"));
+                    return chunks.end();
+                }
+                ("breaks-off", 3) => return chunks.end(),
+                ("malformed", 3) => return chunks.event("data: {\"content\": \"x\n\n"),
+                ("error-event", 3) => {
+                    chunks.event("error: {\"code\":500,\"message\":\"out of slots\"}\n\n");
+                    return chunks.end();
+                }
+                ("crash", 3) => {
+                    eprintln!("ggml_abort: not enough memory");
+                    exit(9);
+                }
+                ("hang", 3) => thread::sleep(Duration::from_secs(600)),
+                (mode, _) if mode.starts_with("hang-and-tell:") => {
+                    let marker = mode.strip_prefix("hang-and-tell:").unwrap_or_default();
+                    fs::write(marker, std::process::id().to_string()).unwrap();
+                    thread::sleep(Duration::from_secs(600));
+                }
+                ("slow", _) => thread::sleep(Duration::from_millis(20)),
+                // The first of every two tokens is half a character.
+                ("keeps-back", _) if i % 2 == 1 => continue,
+                _ => {}
+            }
+            let mut event = json!({"content": format!(" {id}"), "stop": false});
+            if self.mode != "older" {
+                event["tokens"] = json!([id]);
+                event["tokens_predicted"] = json!(i);
+            }
+            chunks.event(&format!("data: {event}\n\n"));
+        }
+        let end = json!({"stop": true, "stop_type": "limit", "tokens_predicted": asked});
+        chunks.event(&format!("data: {end}\n\n"));
+        chunks.end();
+    }
+}
+
+/// An answer in chunks, as servers stream.
+struct Chunks {
+    stream: TcpStream,
+    bytewise: bool,
+}
+
+impl Chunks {
+    fn head(&mut self) {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+                    Transfer-Encoding: chunked\r\n\r\n";
+        let _ = self.stream.write_all(head.as_bytes());
+    }
+
+    /// A client that went away is its own business.
+    fn event(&mut self, text: &str) {
+        let size = if self.bytewise { 1 } else { text.len() };
+        for part in text.as_bytes().chunks(size) {
+            let mut chunk = format!("{:x}\r\n", part.len()).into_bytes();
+            chunk.extend(part);
+            chunk.extend(b"\r\n");
+            let _ = self.stream.write_all(&chunk);
+        }
+    }
+
+    fn end(&mut self) {
+        let _ = self.stream.write_all(b"0\r\n\r\n");
+    }
+}
+
+fn whole(stream: &mut TcpStream, status: u16, body: &Value) {
+    let body = body.to_string();
+    let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n", body.len());
+    let _ = stream.write_all((head + &body).as_bytes());
+}
