@@ -4,8 +4,11 @@
 mod http;
 pub mod llamacpp;
 pub mod mock;
+pub mod openai;
 mod server;
 mod together;
+pub mod transformers;
+pub mod vllm;
 
 use lathe_api::{Error, Info, Request};
 

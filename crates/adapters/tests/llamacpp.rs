@@ -249,7 +249,7 @@ fn a_real_server_generates() {
     let engine = LlamaCpp::start(&Options {
         program: installation.program.clone(),
         arguments: installation.arguments(&settings).unwrap(),
-        vocab: 400,
+        vocab: 512,
         context: 128,
         avoid: vec![],
         ..options(folder.path(), "")

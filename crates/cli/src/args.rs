@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Eval(commands::eval::EvalArgs),
     /// Measure speed and memory, several models in turn
     Bench(commands::bench::BenchArgs),
+    /// Show which engines are here, and what is missing
+    Engines(commands::engines::EnginesArgs),
     /// Compare two models or two runs side by side
     Compare(commands::compare::CompareArgs),
     /// Continue a text

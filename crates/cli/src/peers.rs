@@ -7,7 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use lathe_adapters::llamacpp::{Installation, LlamaCpp, Options, Settings};
+use lathe_adapters::{
+    llamacpp::{self, Installation, LlamaCpp, Settings},
+    openai::{self, OpenAi},
+    transformers::{self, Transformers},
+    vllm,
+};
 use lathe_api::Engine;
 use lathe_base::Seconds;
 use lathe_preflight::{Device, Rules, check};
@@ -20,7 +25,10 @@ use crate::loading::obstacle_words;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "peer", rename_all = "snake_case")]
 pub(crate) enum PeerOrder {
-    LlamaCpp(Options),
+    LlamaCpp(llamacpp::Options),
+    Transformers(transformers::Options),
+    Vllm(vllm::Options),
+    Openai(openai::Options),
 }
 
 impl PeerOrder {
@@ -28,7 +36,23 @@ impl PeerOrder {
     pub(crate) fn start(self) -> anyhow::Result<(Box<dyn Engine>, Seconds)> {
         match self {
             Self::LlamaCpp(options) => {
-                let engine = LlamaCpp::start(&Options { guard: guard()?, ..options })?;
+                let engine = LlamaCpp::start(&llamacpp::Options { guard: guard()?, ..options })?;
+                let load = engine.load();
+                Ok((Box::new(engine), load))
+            }
+            Self::Transformers(options) => {
+                let options = transformers::Options { guard: guard()?, ..options };
+                let engine = Transformers::start(&options)?;
+                let load = engine.load();
+                Ok((Box::new(engine), load))
+            }
+            Self::Vllm(options) => {
+                let engine = vllm::start(&vllm::Options { guard: guard()?, ..options })?;
+                let load = engine.load();
+                Ok((Box::new(engine), load))
+            }
+            Self::Openai(options) => {
+                let engine = OpenAi::connect(&options)?;
                 let load = engine.load();
                 Ok((Box::new(engine), load))
             }
@@ -50,9 +74,20 @@ fn guard() -> anyhow::Result<Vec<OsString>> {
 pub(crate) struct Peer {
     /// As the user calls it.
     pub(crate) name: String,
-    pub(crate) installation: Installation,
+    kind: Kind,
     /// The user's own arguments.
-    pub(crate) arguments: Vec<String>,
+    arguments: Vec<String>,
+}
+
+/// What is started, or asked.
+#[derive(Clone, Debug)]
+enum Kind {
+    LlamaServer(Installation),
+    /// By a Python that has the package, of this version.
+    Transformers(PathBuf, String),
+    Vllm(PathBuf, String),
+    /// A server that runs already.
+    Url(String),
 }
 
 /// Where to look and what to pass on, by engine.
@@ -69,11 +104,9 @@ const LLAMA_SERVER: &str = "llama-server";
 const FOLDERS: [&str; 4] = ["", "bin", "build/bin", "build/bin/Release"];
 
 /// Engines that people know and that cannot be asked yet, with the reason.
-const LATER: [(&str, &str); 4] = [
+const LATER: [(&str, &str); 2] = [
     ("onnxruntime", "Lathe cannot write ONNX files yet, so that there is nothing that both run"),
-    ("vllm", "there is no adapter for it yet"),
-    ("transformers", "there is no adapter for it yet"),
-    ("mistral.rs", "there is no adapter for it yet"),
+    ("mistral.rs", "there is no adapter for it yet; its server can be asked by its address"),
 ];
 
 impl Peer {
@@ -88,52 +121,163 @@ impl Peer {
         let of = |list: &[(String, String)]| -> Option<String> {
             list.iter().rev().find(|(engine, _)| engine == name).map(|(_, value)| value.clone())
         };
-        let program = match of(&places.paths) {
-            Some(path) => within(Path::new(&path))
-                .with_context(|| format!("--engine-path {name}: there is no {path}"))?,
-            None => search(name)?,
-        };
-        let installation = Installation::probe(name, &program)?;
         let arguments = of(&places.arguments).unwrap_or_default();
         let arguments = arguments.split_whitespace().map(str::to_owned).collect();
-        Ok(Self { name: name.to_owned(), installation, arguments })
+        let given = of(&places.paths);
+        let kind = match given.as_deref() {
+            Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
+                Kind::Url(url.trim_end_matches('/').trim_end_matches("/v1").to_owned())
+            }
+            None if name == "openai" => {
+                bail!("--against openai: say where it is by --engine-path openai=URL")
+            }
+            path => Kind::find(name, path)?,
+        };
+        Ok(Self { name: name.to_owned(), kind, arguments })
+    }
+
+    /// Whether it is started on files of ours.
+    pub(crate) fn reads_files(&self) -> bool {
+        !matches!(self.kind, Kind::Url(_))
+    }
+
+    /// Where the engine is, and which version it is.
+    pub(crate) fn place(&self) -> (String, String) {
+        let at = |path: &Path, version: &str| (path.display().to_string(), version.to_owned());
+        match &self.kind {
+            Kind::LlamaServer(found) => at(&found.program, &found.version),
+            Kind::Transformers(python, version) | Kind::Vllm(python, version) => {
+                at(python, version)
+            }
+            Kind::Url(url) => (url.clone(), "as it answers".to_owned()),
+        }
     }
 
     /// Why the engine will not load such files, as far as is known beforehand.
     pub(crate) fn refuses(&self, artifact: &lathe_preflight::Artifact) -> Option<String> {
-        // Forks read what llama.cpp reads, and more.
-        let answer = check(Rules::built_in(), artifact, "llama.cpp", Device::Cpu, 1).ok()?;
+        let rules = match self.kind {
+            // Forks read what llama.cpp reads, and more.
+            Kind::LlamaServer(_) => "llama.cpp",
+            Kind::Transformers(..) => "transformers",
+            Kind::Vllm(..) => "vllm",
+            // It has loaded whatever it has loaded.
+            Kind::Url(_) => return None,
+        };
+        if rules == "transformers" && artifact.layout == "gguf" {
+            return Some("its worker is given folders, not GGUF files".to_owned());
+        }
+        let answer = check(Rules::built_in(), artifact, rules, Device::Cpu, 1).ok()?;
         let first = answer.obstacles.first()?;
         let mut why = obstacle_words(first, artifact.matrices.len());
-        if artifact.layout != "gguf" {
+        if matches!(self.kind, Kind::LlamaServer(_)) && artifact.layout != "gguf" {
             why += "; `lathe quantize MODEL --to FORMAT -o NEW.gguf` makes one";
         }
         Some(why)
     }
 
     /// The order by which a trial starts the engine.
+    ///
+    /// **Errors**: it cannot do what it is asked for.
     pub(crate) fn order(&self, served: &Served<'_>) -> anyhow::Result<PeerOrder> {
-        let settings = Settings {
-            model: served.model.to_owned(),
-            threads: served.threads,
-            context: served.context,
-            streams: served.streams,
-            kv: served.kv.to_owned(),
-            more: self.arguments.clone(),
+        let name = self.name.clone();
+        let Served { threads, context, streams, vocab, patience, .. } = *served;
+        let (model, start_within) = (served.model.to_owned(), patience);
+        Ok(match &self.kind {
+            Kind::LlamaServer(found) => {
+                let kv = served.kv.to_owned();
+                let more = self.arguments.clone();
+                let settings = Settings { model, threads, context, streams, kv, more };
+                PeerOrder::LlamaCpp(llamacpp::Options {
+                    name,
+                    version: found.version.clone(),
+                    program: found.program.clone(),
+                    arguments: found.arguments(&settings)?,
+                    guard: Vec::new(),
+                    context,
+                    streams,
+                    vocab,
+                    avoid: served.avoid.to_vec(),
+                    start_within,
+                    patience,
+                })
+            }
+            Kind::Transformers(python, _) => {
+                self.own_cache(served.kv)?;
+                PeerOrder::Transformers(transformers::Options {
+                    name,
+                    python: python.clone(),
+                    model,
+                    threads,
+                    dtype: self.arguments.first().map_or("auto", String::as_str).to_owned(),
+                    context,
+                    vocab,
+                    guard: Vec::new(),
+                    start_within,
+                    patience,
+                })
+            }
+            Kind::Vllm(python, _) => {
+                self.own_cache(served.kv)?;
+                PeerOrder::Vllm(vllm::Options {
+                    name,
+                    python: python.clone(),
+                    model,
+                    threads,
+                    context,
+                    streams,
+                    vocab,
+                    kv_bytes: served.kv_bytes,
+                    arguments: self.arguments.clone(),
+                    guard: Vec::new(),
+                    start_within,
+                    patience,
+                })
+            }
+            Kind::Url(url) => PeerOrder::Openai(openai::Options {
+                name,
+                url: url.clone(),
+                model: self.arguments.first().cloned(),
+                key_variable: Some(variable(&self.name) + "_KEY"),
+                context,
+                vocab,
+                patience,
+            }),
+        })
+    }
+
+    /// Refuses types of the KV cache that differ from what the engine uses by itself: the type that
+    /// it computes in.
+    fn own_cache(&self, kv: &str) -> anyhow::Result<()> {
+        match kv {
+            "f32" | "f16" | "bf16" => Ok(()),
+            _ => bail!("{} keeps its KV cache in the model's own type, not in {kv}", self.name),
+        }
+    }
+}
+
+impl Kind {
+    /// Finds the program that runs an engine, and asks it what it is.
+    fn find(name: &str, path: Option<&str>) -> anyhow::Result<Self> {
+        let place = |within: fn(&Path) -> Option<PathBuf>, program: &str| match path {
+            Some(path) => within(Path::new(path))
+                .with_context(|| format!("--engine-path {name}: there is no {program} at {path}")),
+            None => search(name, within, program),
         };
-        Ok(PeerOrder::LlamaCpp(Options {
-            name: self.name.clone(),
-            version: self.installation.version.clone(),
-            program: self.installation.program.clone(),
-            arguments: self.installation.arguments(&settings)?,
-            guard: Vec::new(),
-            context: served.context,
-            streams: served.streams,
-            vocab: served.vocab,
-            avoid: served.avoid.to_vec(),
-            start_within: served.patience,
-            patience: served.patience,
-        }))
+        Ok(match name {
+            "transformers" => {
+                let python = place(python_within, "python3")?;
+                let version = transformers::version(&python)?;
+                Self::Transformers(python, version)
+            }
+            "vllm" => {
+                let python = place(python_within, "python3")?;
+                let version = vllm::version(&python)?;
+                Self::Vllm(python, version)
+            }
+            _ => {
+                Self::LlamaServer(Installation::probe(name, &place(server_within, LLAMA_SERVER)?)?)
+            }
+        })
     }
 }
 
@@ -144,46 +288,62 @@ pub(crate) struct Served<'a> {
     pub(crate) context: usize,
     pub(crate) streams: usize,
     pub(crate) kv: &'a str,
+    /// What a KV cache for all streams takes.
+    pub(crate) kv_bytes: u64,
     pub(crate) vocab: usize,
     pub(crate) avoid: &'a [u32],
     pub(crate) patience: Seconds,
 }
 
-/// A program, or the one in an installation's folder.
-fn within(path: &Path) -> Option<PathBuf> {
+/// A server's program, or the one in an installation's folder.
+fn server_within(path: &Path) -> Option<PathBuf> {
     if path.is_file() {
         return Some(path.to_owned());
     }
     FOLDERS.iter().map(|folder| path.join(folder).join(LLAMA_SERVER)).find(|path| path.is_file())
 }
 
-/// Looks where the environment says, in the folder for engines, and, for llama.cpp itself, in PATH:
-/// the servers of its forks have the same name.
-fn search(name: &str) -> anyhow::Result<PathBuf> {
+/// A Python, or the one of a virtual environment.
+fn python_within(path: &Path) -> Option<PathBuf> {
+    let inside = path.join("bin/python");
+    [path.to_owned(), inside].into_iter().find(|path| path.is_file())
+}
+
+/// Looks where the environment says, in the folder for engines, and in PATH; but not for forks of
+/// llama.cpp, whose servers have its name.
+fn search(
+    name: &str,
+    within: fn(&Path) -> Option<PathBuf>,
+    program: &str,
+) -> anyhow::Result<PathBuf> {
     let variable = variable(name);
     if let Some(path) = env::var_os(&variable).filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
         return within(&path)
-            .with_context(|| format!("{variable}: there is no {}", path.display()));
+            .with_context(|| format!("{variable}: there is no {program} at {}", path.display()));
     }
     if let Some(found) = engines_folder().and_then(|folder| within(&folder.join(name))) {
         return Ok(found);
     }
-    if name == "llama.cpp" {
-        let folders = env::var_os("PATH").unwrap_or_default();
-        let found = env::split_paths(&folders).map(|folder| folder.join(LLAMA_SERVER));
-        if let Some(found) = found.into_iter().find(|path| path.is_file()) {
-            return Ok(found);
+    let in_path = ["llama.cpp", "transformers", "vllm"].contains(&name);
+    let folders = env::var_os("PATH").filter(|_| in_path).unwrap_or_default();
+    let found = env::split_paths(&folders).map(|folder| folder.join(program)).find(|p| p.is_file());
+    found.with_context(|| {
+        format!(
+            "--against {name}: not found; say where its {program} is by --engine-path {name}=PATH \
+             or {variable}"
+        )
+    })
+}
+
+/// Reads `ENGINE=VALUE`.
+pub(crate) fn named(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+            Ok((name.to_owned(), value.to_owned()))
         }
-        bail!(
-            "--against {name}: no {LLAMA_SERVER} in PATH; say where it is by --engine-path \
-             {name}=PATH or {variable}"
-        );
+        _ => Err("an engine and a value are needed, as in llama.cpp=/opt/llama.cpp".to_owned()),
     }
-    bail!(
-        "--against {name}: not found; say where its {LLAMA_SERVER} is by --engine-path \
-         {name}=PATH or {variable}"
-    )
 }
 
 /// `LATHE_LLAMA_CPP` for `llama.cpp`.
@@ -207,12 +367,12 @@ mod tests {
     fn engines_are_found_in_folders_and_by_their_variables() {
         assert_eq!(variable("ik_llama.cpp"), "LATHE_IK_LLAMA_CPP");
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(within(folder.path()), None);
+        assert_eq!(server_within(folder.path()), None);
         let bin = folder.path().join("build/bin");
         std::fs::create_dir_all(&bin).unwrap();
         std::fs::write(bin.join(LLAMA_SERVER), "").unwrap();
-        assert_eq!(within(folder.path()), Some(bin.join(LLAMA_SERVER)));
-        assert_eq!(within(&bin.join(LLAMA_SERVER)), Some(bin.join(LLAMA_SERVER)));
+        assert_eq!(server_within(folder.path()), Some(bin.join(LLAMA_SERVER)));
+        assert_eq!(server_within(&bin.join(LLAMA_SERVER)), Some(bin.join(LLAMA_SERVER)));
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::{collections::VecDeque, io::Read, time::Duration};
 use lathe_api::Error;
 use lathe_base::Seconds;
 use serde_json::Value;
-use ureq::{Agent, BodyReader, http::Response};
+use ureq::{Agent, BodyReader, RequestBuilder, http::Response};
 
 use super::sse::{Event, Parser};
 
@@ -18,6 +18,7 @@ pub(crate) struct Client {
     base: String,
     engine: String,
     patience: Duration,
+    key: Option<String>,
 }
 
 /// An answer that is no stream.
@@ -41,13 +42,18 @@ impl Client {
         if ["http://127.", "http://localhost", "http://[::1]"].iter().any(|l| base.starts_with(l)) {
             config = config.proxy(None);
         }
-        Self { agent: config.build().into(), base, engine: engine.to_owned(), patience }
+        Self { agent: config.build().into(), base, engine: engine.to_owned(), patience, key: None }
+    }
+
+    /// Sends `key` as bearer token with every request.
+    pub(crate) fn with_key(self, key: Option<String>) -> Self {
+        Self { key, ..self }
     }
 
     /// Asks for a page and reads all of it.
     pub(crate) fn get(&self, path: &str) -> Result<Answer, Error> {
         let request = self.agent.get(format!("{}{path}", self.base));
-        let answer = request.call().map_err(|error| self.broken(&error))?;
+        let answer = self.signed(request).call().map_err(|error| self.broken(&error))?;
         self.read(answer)
     }
 
@@ -65,7 +71,7 @@ impl Client {
     pub(crate) fn stream(&self, path: &str, body: &Value) -> Result<Stream, Error> {
         let text = body.to_string();
         let request = self.agent.post(format!("{}{path}", self.base));
-        let request = request.header("content-type", "application/json");
+        let request = self.signed(request).header("content-type", "application/json");
         let answer = request.send(text).map_err(|error| self.broken(&error))?;
         if !answer.status().is_success() {
             return Err(self.refusal(&self.read(answer)?));
@@ -78,6 +84,13 @@ impl Client {
             ready: VecDeque::new(),
             buffer: vec![0; 1 << 16],
         })
+    }
+
+    fn signed<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.key {
+            Some(key) => request.header("authorization", format!("Bearer {key}")),
+            None => request,
+        }
     }
 
     fn read(&self, mut answer: Response<ureq::Body>) -> Result<Answer, Error> {

@@ -7,7 +7,7 @@ use std::{
     io,
     net::{Ipv4Addr, TcpListener},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Mutex, PoisonError},
     thread::sleep,
     time::{Duration, Instant},
@@ -68,6 +68,19 @@ impl Server {
         let mut child = program.command().stdin(Stdio::null()).spawn()?;
         let (said, errors) = (Tail::of(child.stdout.take()), Tail::of(child.stderr.take()));
         Ok(Self { child: Mutex::new(child), said, errors })
+    }
+
+    /// As [`Server::start`], for a program that is spoken to on its stdin and stdout.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn start_talking(program: &Program) -> io::Result<(Self, ChildStdin, ChildStdout)> {
+        let mut child = program.command().stdin(Stdio::piped()).spawn()?;
+        let broken = || io::Error::other("it has no stdin or stdout");
+        let stdin = child.stdin.take().ok_or_else(broken)?;
+        let stdout = child.stdout.take().ok_or_else(broken)?;
+        let (said, errors) = (Tail::of(None::<io::Empty>), Tail::of(child.stderr.take()));
+        Ok((Self { child: Mutex::new(child), said, errors }, stdin, stdout))
     }
 
     /// How the process ended, with the last lines that it printed; `None` while it runs.

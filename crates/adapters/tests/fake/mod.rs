@@ -2,6 +2,7 @@
 //!
 //! It is the test's own binary: a script starts it with the one test that serves instead of
 //! testing, and with the server's arguments in the environment.
+#![allow(dead_code, reason = "each test that shares this file asks for a part of it")]
 
 use std::{
     fs,
@@ -88,6 +89,21 @@ pub(crate) fn serve() {
     }
 }
 
+/// Serves in this process; the address.
+pub(crate) fn listen(mode: &str) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (mode, alias) = (mode.to_owned(), "fake".to_owned());
+    let fake = Fake { mode, alias, context: 0, start: Instant::now() };
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let fake = fake.clone();
+            thread::spawn(move || fake.answer(stream.unwrap()));
+        }
+    });
+    url
+}
+
 #[derive(Clone)]
 struct Fake {
     mode: String,
@@ -131,6 +147,7 @@ impl Fake {
                 whole(&mut stream, 200, &json!({"default_generation_settings": settings}));
             }
             "/completion" => self.complete(stream, &serde_json::from_slice(&body).unwrap()),
+            "/v1/completions" => self.openai(stream, &serde_json::from_slice(&body).unwrap()),
             _ => whole(&mut stream, 404, &json!({"error": {"message": "no such page"}})),
         }
     }
@@ -191,6 +208,45 @@ impl Fake {
         }
         let end = json!({"stop": true, "stop_type": "limit", "tokens_predicted": asked});
         chunks.event(&format!("data: {end}\n\n"));
+        chunks.end();
+    }
+}
+
+impl Fake {
+    /// As [`Fake::complete`], in OpenAI's words.
+    fn openai(&self, mut stream: TcpStream, body: &Value) {
+        let refused = match self.mode.as_str() {
+            "refuse" => Some((400, "Prompt contains invalid tokens")),
+            "broken" => Some((500, "Compute error.")),
+            _ => None,
+        };
+        if let Some((status, message)) = refused {
+            return whole(&mut stream, status, &json!({"error": {"message": message}}));
+        }
+        let sum: u64 =
+            body["prompt"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).sum();
+        let asked = body["max_tokens"].as_u64().unwrap();
+        let mut chunks = Chunks { stream, bytewise: self.mode == "bytewise" };
+        chunks.head();
+        for i in 1..=asked {
+            match (self.mode.as_str(), i) {
+                ("breaks-off", 3) => return chunks.end(),
+                ("malformed", 3) => return chunks.event("data: {\"choices\": \n\n"),
+                ("hang", 3) => thread::sleep(Duration::from_secs(600)),
+                _ => {}
+            }
+            let id = (sum + i) % VOCAB;
+            let mut choice = json!({"text": format!(" {id}"), "finish_reason": null});
+            if self.mode != "older" {
+                choice["token_ids"] = json!([id]);
+            }
+            if i == asked {
+                choice["finish_reason"] = "length".into();
+            }
+            chunks.event(&format!("data: {}\n\n", json!({"choices": [choice]})));
+        }
+        let usage = json!({"choices": [], "usage": {"completion_tokens": asked}});
+        chunks.event(&format!("data: {usage}\n\ndata: [DONE]\n\n"));
         chunks.end();
     }
 }

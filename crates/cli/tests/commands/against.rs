@@ -172,6 +172,37 @@ fn a_server_does_not_outlive_us_however_we_end() {
 }
 
 #[test]
+fn engines_are_listed_with_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = fake::program(folder.path(), "against::serve");
+    let path = format!("some-fork={}", server.display());
+    let seen = json(&["engines", "--engine-path", &path]);
+    let find = |name: &str| {
+        let all = seen.as_array().unwrap().iter();
+        all.clone().find(|engine| engine["name"] == name).unwrap().clone()
+    };
+    assert_eq!(find("native")["place"], "built in");
+    assert_eq!(
+        (&find("some-fork")["version"], &find("some-fork")["missing"]),
+        (&"fake 7".into(), &Value::Null)
+    );
+    let missing = find("ik_llama.cpp");
+    let told = missing["missing"].as_str().unwrap();
+    assert!(told.contains("LATHE_IK_LLAMA_CPP"), "{told}");
+    assert!(stdout(&["engines"]).contains("native"));
+}
+
+#[test]
+fn a_server_is_asked_by_its_address() {
+    let path = format!("mine={}", fake::listen("older"));
+    let arguments = ["bench", "demo", "--against", "mine", "--engine-path", &path];
+    let seen = json(&[&arguments[..], &QUICK].concat());
+    let peer = &seen["models"][1];
+    assert_eq!((&peer["engine"], &peer["figures"]["rounds"]), (&"mine".into(), &2.into()));
+    assert!(peer["figures"]["decode"]["point"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
 fn engines_that_are_not_there_are_named() {
     let fails = |arguments: &[&str]| {
         let output = run(&[&["bench", "demo"], arguments].concat());
@@ -183,7 +214,7 @@ fn engines_that_are_not_there_are_named() {
     let later = fails(&["--against", "onnxruntime"]);
     assert!(later.contains("cannot write ONNX files yet"), "{later}");
     let nowhere = fails(&["--against", "llama.cpp", "--engine-path", "llama.cpp=/nowhere"]);
-    assert!(nowhere.contains("there is no /nowhere"), "{nowhere}");
+    assert!(nowhere.contains("there is no llama-server at /nowhere"), "{nowhere}");
     let other = fails(&["--against", "llama.cpp", "--engine-path", "llama.cpp=/bin/ls"]);
     assert!(other.contains("it is no llama-server"), "{other}");
     let idle = fails(&["--engine-path", "llama.cpp=/bin/ls"]);

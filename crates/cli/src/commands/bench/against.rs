@@ -188,11 +188,13 @@ fn engines(bench: &Bench) -> Vec<String> {
             .flatten()
             .filter_map(|a| a.as_str())
             .collect();
-        // The model's path comes first and differs from model to model.
-        let arguments = arguments.get(2..).unwrap_or_default().join(" ");
-        let (program, version) = (word("program"), word("version"));
-        let words = format!("{}: {program}, version {version}, {arguments}", model.engine);
-        lines.push(wrapped(&words));
+        // A model's path comes first and differs from model to model.
+        let own = if arguments.first() == Some(&"--model") { 2 } else { 0 };
+        let arguments = arguments.get(own..).unwrap_or_default().join(" ");
+        let place = ["program", "python", "url"].map(word).concat();
+        let version = model.version.as_deref().unwrap_or("unknown");
+        let words = format!("{}: {place}, version {version}, {arguments}", model.engine);
+        lines.push(wrapped(words.trim_end_matches([',', ' '])));
     }
     lines
 }

@@ -105,6 +105,7 @@ pub(crate) fn measure(
                 .then(|| ratio(&done, &entry.name, first, timing.level))
                 .flatten(),
             order: shown(&entry.order),
+            version: version(&done, &entry.name),
         }
     };
     Ok(Bench {
@@ -186,21 +187,24 @@ impl Subject {
 
     /// **Errors**: the engine will not load these files, and why.
     fn on(&self, peer: &Peer, timing: &Timing, workload: &Workload) -> anyhow::Result<Order> {
-        if matches!(self.checkpoint.folder, Folder::Memory(_)) {
+        if matches!(self.checkpoint.folder, Folder::Memory(_)) && peer.reads_files() {
             bail!(
                 "the built-in model has no files; `lathe quantize demo --to q8_0 -o demo.gguf` \
-                 makes one"
+                 makes one, `--to bf16 -o demo-bf16` a folder"
             );
         }
         if let Some(why) = peer.refuses(&loading::stored(&self.model, &self.checkpoint)) {
             bail!("{why}");
         }
+        let streams = Self::streams(workload);
+        let kv = open::kv(&timing.engine.kv)?;
         let engine = peer.order(&Served {
             model: &self.checkpoint.path,
             threads: timing.engine.threads(),
             context: self.context,
-            streams: Self::streams(workload),
+            streams,
             kv: &timing.engine.kv,
+            kv_bytes: self.model.spec.cache_bytes(self.context, streams, kv).0,
             vocab: self.vocab,
             avoid: &self.avoid,
             patience: timing.trial_timeout,
@@ -216,6 +220,12 @@ fn avoided(tokenizer: &Tokenizer) -> Vec<u32> {
     let stops = tokenizer.stop_tokens();
     ids.filter(|&id| stops.contains(&id) || tokenizer.kind(id) == TokenKind::Control || is_part(id))
         .collect()
+}
+
+/// The version that an engine told, in its first trial that came to its end.
+fn version(rounds: &[Round], name: &str) -> Option<String> {
+    let mut own = rounds.iter().filter(|round| round.candidate == name);
+    own.find_map(|round| Some(round.outcome.as_ref().ok()?.info.version.clone()))
 }
 
 /// An engine's order without the list of tokens, which may be as long as the vocabulary.

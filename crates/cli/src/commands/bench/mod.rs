@@ -19,7 +19,7 @@ use crate::{
     args::Global,
     commands::optimize::{at_least_one, level},
     exit::Ended,
-    peers::{Peer, Places},
+    peers::{Peer, Places, named},
     ui,
 };
 
@@ -57,11 +57,12 @@ pub(crate) struct BenchArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Other engines")]
 struct PeerArgs {
-    /// Run every model on this engine too, on the same files and prompts: llama.cpp, or any program
-    /// that is a llama-server under the name that --engine-path gives it. May be given several times
+    /// Run every model on this engine too, on the same files and prompts: llama.cpp, transformers,
+    /// vllm; or by --engine-path any llama-server or OpenAI-compatible server under a name of your
+    /// own. May be given several times
     #[arg(long, value_name = "ENGINE", value_delimiter = ',')]
     against: Vec<String>,
-    /// Where an engine's program or folder is [default: LATHE_LLAMA_CPP and the like, the user's
+    /// Where an engine's program or folder is, or a server's URL [default: LATHE_LLAMA_CPP and the like, the user's
     /// folder for engines, PATH]. May be given several times
     #[arg(long, value_name = "ENGINE=PATH", value_parser = named)]
     engine_path: Vec<(String, String)>,
@@ -90,15 +91,6 @@ impl PeerArgs {
             }
         }
         Ok(found)
-    }
-}
-
-fn named(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() && !value.is_empty() => {
-            Ok((name.to_owned(), value.to_owned()))
-        }
-        _ => Err("an engine and a value are needed, as in llama.cpp=/opt/llama.cpp".to_owned()),
     }
 }
 
@@ -200,6 +192,7 @@ pub(crate) struct Measured {
     pub(crate) name: String,
     pub(crate) model: String,
     pub(crate) engine: String,
+    pub(crate) version: Option<String>,
     /// What the engine was started with.
     pub(crate) order: serde_json::Value,
     pub(crate) shares: Option<roofs::Shares>,

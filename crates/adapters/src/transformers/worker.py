@@ -1,0 +1,97 @@
+"""Serves a model by transformers: JSON lines in on stdin, JSON lines out on stdout.
+
+argv: model folder, threads, dtype ("auto" or a torch dtype's name).
+In:  {"prompts": [[id, ...], ...], "new_tokens": n, "seed": s, "sampling": {...} or null,
+      "stop": [id, ...]}
+Out: {"ready": {"version", "vocab", "context", "bytes", "dtype"}}, then for each request
+     {"tokens": [id, ...]} for each step (null for a prompt that has ended) and {"done": true},
+     or {"error": "..."}.
+Ends with its stdin.
+"""
+import json
+import os
+import sys
+
+# What libraries print must not come between the lines: they get stderr.
+answers = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)
+
+
+def say(**what):
+    answers.write(json.dumps(what) + "\n")
+    answers.flush()
+
+
+def main():
+    folder, threads, dtype = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM
+    from transformers.generation.streamers import BaseStreamer
+
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    transformers.utils.logging.set_verbosity_error()
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, local_files_only=True).eval()
+    tensors = list(model.parameters()) + list(model.buffers())
+    say(
+        ready={
+            "version": f"{transformers.__version__}, torch {torch.__version__}",
+            "vocab": model.config.vocab_size,
+            "context": getattr(model.config, "max_position_embeddings", 0),
+            "bytes": sum(t.numel() * t.element_size() for t in tensors),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
+    )
+
+    class Steps(BaseStreamer):
+        def __init__(self):
+            self.prompt = True
+
+        def put(self, value):
+            # The prompts come first.
+            if self.prompt:
+                self.prompt = False
+                return
+            say(tokens=value.reshape(-1).tolist())
+
+        def end(self):
+            pass
+
+    def generate(order):
+        ids = torch.tensor(order["prompts"])
+        options = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if order["sampling"]:
+            torch.manual_seed(order["seed"])
+            options = dict(order["sampling"], do_sample=True)
+        stop = order["stop"] or None
+        # The model's own settings do not count.
+        settings = transformers.GenerationConfig(
+            max_new_tokens=order["new_tokens"],
+            use_cache=True,
+            eos_token_id=stop,
+            pad_token_id=stop[0] if stop else 0,
+            **options,
+        )
+        model.generation_config = settings
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=settings,
+            streamer=Steps(),
+        )
+
+    for line in sys.stdin:
+        try:
+            generate(json.loads(line))
+            say(done=True)
+        except Exception as error:
+            say(error=f"{type(error).__name__}: {error}")
+
+
+try:
+    main()
+except Exception as error:
+    say(error=f"{type(error).__name__}: {error}")
+    raise

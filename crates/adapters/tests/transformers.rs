@@ -1,0 +1,119 @@
+//! The adapter for transformers against a shell script in Python's place.
+#![cfg(unix)]
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use lathe_adapters::transformers::{Options, Transformers};
+use lathe_api::{Engine, Event, Finish, Flow, Request, Sampling, Usage};
+use lathe_base::Seconds;
+
+const READY: &str =
+    r#"{"ready": {"version": "5, torch 2", "vocab": 100, "bytes": 8, "dtype": "x"}}"#;
+
+/// A worker that says `lines` for each request after it is ready.
+fn worker(folder: &Path, ready: &str, lines: &str) -> Options {
+    let path = folder.join("python");
+    let script =
+        format!("#!/bin/sh\necho loading >&2\n{ready}\nwhile read line; do\n{lines}\ndone\n");
+    let new = folder.join("new");
+    fs::write(&new, script).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, &path).unwrap();
+    Options {
+        name: "transformers".into(),
+        python: path,
+        model: folder.to_owned(),
+        threads: 1,
+        dtype: "auto".into(),
+        context: 64,
+        vocab: 100,
+        guard: Vec::new(),
+        start_within: Seconds(20.0),
+        patience: Seconds(0.5),
+    }
+}
+
+fn request(prompt: &[u32]) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        max_tokens: 2,
+        sampling: Sampling::default(),
+        stop_tokens: vec![9],
+        stop_strings: vec![],
+        ignore_stop: true,
+        grammar: None,
+    }
+}
+
+fn say(lines: &[&str]) -> String {
+    lines.iter().map(|line| format!("echo '{line}'\n")).collect()
+}
+
+/// A stream and a token of it.
+type Heard = (usize, u32);
+
+fn run(options: &Options, requests: &[Request]) -> (Vec<Heard>, Result<Vec<Usage>, String>) {
+    let engine = match Transformers::start(options) {
+        Ok(engine) => engine,
+        Err(error) => return (Vec::new(), Err(error.to_string())),
+    };
+    let mut ids = Vec::new();
+    let usages = engine.generate_batch(requests, &mut |index, event| {
+        if let Event::Token { id, .. } = event {
+            ids.push((index, id));
+        }
+        Flow::Continue
+    });
+    (ids, usages.map_err(|error| error.to_string()))
+}
+
+#[test]
+fn a_batch_is_told_step_by_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = say(&[r#"{"tokens": [5, 9]}"#, r#"{"tokens": [6, 8]}"#, r#"{"done": true}"#]);
+    let options = worker(folder.path(), &say(&[READY]), &lines);
+    let both = [request(&[1, 2]), request(&[3, 4])];
+    let (ids, usages) = run(&options, &both);
+    assert_eq!(ids, [(0, 5), (1, 9), (0, 6), (1, 8)]);
+    assert!(usages.unwrap().iter().all(|usage| usage.generated_tokens == 2));
+    let stopping = both.map(|request| Request { ignore_stop: false, ..request });
+    let (ids, usages) = run(&options, &stopping);
+    assert_eq!(ids, [(0, 5), (0, 6)]);
+    let usages = usages.unwrap();
+    assert_eq!((usages[0].finish, usages[1].finish), (Finish::Length, Finish::Stop));
+}
+
+#[test]
+fn what_goes_wrong_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, ready, lines, told) in [
+        ("missing", "echo 'No module named torch' >&2; exit 1".to_owned(), "", "No module named"),
+        ("no-model", say(&[r#"{"error": "OSError: no config.json"}"#]), "", "no config.json"),
+        ("no-json", say(&[READY]), "echo hello", "its answer is no JSON"),
+        ("failing", say(&[READY]), r#"echo '{"error": "out of memory"}'"#, "out of memory"),
+        ("hanging", say(&[READY]), "sleep 60", "it said nothing for 500 ms"),
+        (
+            "crashing",
+            say(&[READY]),
+            "echo killed >&2; exit 3",
+            "exit status: 3); it last said: loading / killed",
+        ),
+        ("small", say(&[&READY.replace("100", "7")]), "", "it knows 7 tokens of 100"),
+    ] {
+        let place = folder.path().join(name);
+        fs::create_dir(&place).unwrap();
+        let lines = if lines.is_empty() { ":" } else { lines };
+        let error = run(&worker(&place, &ready, lines), &[request(&[1])]).1.unwrap_err();
+        assert!(error.contains(told), "{name}: {error}");
+    }
+}
+
+#[test]
+fn what_the_worker_cannot_do_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = worker(folder.path(), &say(&[READY]), "exit 1");
+    let uneven = [request(&[1]), request(&[1, 2])];
+    assert!(run(&options, &uneven).1.unwrap_err().contains("prompts of several lengths"));
+    let strings = Request { stop_strings: vec!["x".into()], ..request(&[1]) };
+    assert!(run(&options, &[strings]).1.unwrap_err().contains("stop at strings"));
+}
