@@ -84,12 +84,13 @@ fn notation(path: &Path, text: String) -> Grammar {
     }
 }
 
-/// Says that an answer with a structure was cut.
+/// Says that an answer with a structure was cut. It may be whole by chance: texts of many grammars
+/// can end early.
 pub(crate) fn remark(grammar: Option<&Grammar>, finish: Finish, progress: &dyn Progress) {
     if grammar.is_some() && finish == Finish::Length {
         progress.note(
-            "The answer was cut before its grammar was complete; allow more --max-tokens, or a \
-             larger --context.",
+            "The answer was cut, and may not be all that its grammar wants; allow more --max-tokens, \
+             or a larger --context.",
         );
     }
 }
