@@ -302,11 +302,12 @@ fn unpack(bits: u8, bytes: &[u8], codes: &mut [u8]) {
         2 => unpack_eights::<2>(bytes, codes),
         3 => unpack_eights::<3>(bytes, codes),
         4 => {
-            for (pair, byte) in codes.chunks_mut(2).zip(bytes) {
-                pair[0] = byte & 15;
-                if let Some(high) = pair.get_mut(1) {
-                    *high = byte >> 4;
-                }
+            let (pairs, last) = codes.as_chunks_mut::<2>();
+            for (pair, byte) in pairs.iter_mut().zip(bytes) {
+                *pair = [byte & 15, byte >> 4];
+            }
+            if let ([code], Some(byte)) = (last, bytes.last()) {
+                *code = byte & 15;
             }
         }
         _ => codes.copy_from_slice(bytes),

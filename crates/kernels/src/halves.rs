@@ -138,7 +138,7 @@ pub(crate) fn matmul(pool: &Pool, x: Scaled<'_>, t: usize, w: &Blocks, out: &mut
     }
     // Taken out of its cell meanwhile: a task may call in again on this thread.
     let mut room = ROOM.take();
-    let stride = lathe_simd::run(Number) * w.cols.next_multiple_of(STEP);
+    let stride = stride(w.cols);
     if room.len() < t * stride {
         room.resize(t * stride, 0);
     }
@@ -184,6 +184,14 @@ pub(crate) fn matmul(pool: &Pool, x: Scaled<'_>, t: usize, w: &Blocks, out: &mut
     ROOM.set(room);
 }
 
+/// Bytes from one token's inputs to the next: an odd number of cache lines, since those of a tile
+/// are read together and would else fall into the same few places of the first-level cache.
+fn stride(cols: usize) -> usize {
+    const LINE: usize = 64;
+    let lines = lathe_simd::run(Number) * cols.next_multiple_of(STEP) / LINE;
+    (lines | 1) * LINE
+}
+
 /// Up to so many tokens FP8 and f16 are widened on their way into the registers, not beforehand.
 const FEW: usize = 6;
 
@@ -218,7 +226,8 @@ impl Op for Round<'_> {
         let inverse = self.scale.map(|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
         let step = STEP * number::<I>();
         let mut rest = [0.0; STEP];
-        for (at, to) in self.to.chunks_exact_mut(step).enumerate() {
+        let steps = self.from.len().div_ceil(STEP);
+        for (at, to) in self.to.chunks_exact_mut(step).take(steps).enumerate() {
             let from = &self.from[at * STEP..];
             let from = match from.first_chunk::<STEP>() {
                 Some(whole) => whole,
@@ -315,12 +324,17 @@ impl<W: Weight> Op for Widen<'_, W> {
             // Without scales, what is written here counts for nothing only if it is 1.
             let own = own.first_chunk().copied().unwrap_or(1f32.to_le_bytes());
             scale.copy_from_slice(&own);
-            let steps = codes.chunks(STEP * W::BYTES);
-            for (to, codes) in to.as_chunks_mut::<{ 2 * STEP }>().0.iter_mut().zip(steps) {
-                let mut step = [0; 2 * STEP];
-                step[..codes.len()].copy_from_slice(codes);
-                // SAFETY: `step` has room for a step of the widest weights.
-                isa.store_bytes(unsafe { W::load(isa, step.as_ptr()) }, to);
+            let mut to = to.as_chunks_mut::<{ 2 * STEP }>().0.iter_mut();
+            let steps = codes.chunks_exact(STEP * W::BYTES);
+            let mut rest = [0; 2 * STEP];
+            rest[..steps.remainder().len()].copy_from_slice(steps.remainder());
+            for (codes, to) in steps.zip(&mut to) {
+                // SAFETY: a whole step.
+                isa.store_bytes(unsafe { W::load(isa, codes.as_ptr()) }, to);
+            }
+            if let Some(to) = to.next() {
+                // SAFETY: `rest` has room for a step of the widest weights.
+                isa.store_bytes(unsafe { W::load(isa, rest.as_ptr()) }, to);
             }
         }
     }
@@ -345,7 +359,7 @@ impl<W: Weight> Tile for Product<'_, W> {
         let weights = &strip.weights[row * row_bytes..(row + R) * row_bytes];
         let inputs = &strip.inputs[token * stride..(token + N) * stride];
         assert!(
-            cols * W::BYTES <= row_bytes && cols.div_ceil(STEP) * STEP * number::<I>() == stride
+            cols * W::BYTES <= row_bytes && cols.div_ceil(STEP) * STEP * number::<I>() <= stride
         );
         let mut sums = [[isa.splat(0.0); N]; R];
         let whole = cols / STEP * STEP;
@@ -402,9 +416,12 @@ unsafe fn step<I: Isa, W: Weight, const R: usize, const N: usize>(
         for r in 1..R {
             weights[r] = W::load(isa, w.0.add(r * w.1));
         }
-        // Rows are too short for the machine to foresee the next.
-        for r in 0..R {
-            isa.prefetch(w.0.wrapping_add((r + R) * w.1));
+        if N <= 2 {
+            // Rows are too short for the machine to foresee the next. Where many tokens share
+            // them they come from the second level, and the first is full of inputs.
+            for r in 0..R {
+                isa.prefetch(w.0.wrapping_add((r + R) * w.1));
+            }
         }
         if I::BF16 {
             for n in 0..N {

@@ -182,7 +182,14 @@ impl RowHead {
     fn write(&self, lane: usize, fields: &[usize], to: &mut [u8]) {
         let mut at = 0;
         for bytes in fields {
-            to[at * LANES + lane * bytes..][..*bytes].copy_from_slice(&self.bytes[at..at + bytes]);
+            let (from, to) = (&self.bytes[at..], &mut to[at * LANES + lane * bytes..]);
+            // Of known sizes: else each is a call.
+            match bytes {
+                1 => to[0] = from[0],
+                2 => to[..2].copy_from_slice(&from[..2]),
+                4 => to[..4].copy_from_slice(&from[..4]),
+                _ => to[..*bytes].copy_from_slice(&from[..*bytes]),
+            }
             at += bytes;
         }
     }
@@ -210,8 +217,11 @@ fn split_halves(nibbles: &[u8], codes: &mut [u8]) {
 fn five_bits(from: &[u8], codes: &mut [u8]) {
     let (high, nibbles) = from.split_at(4);
     split_halves(nibbles, codes);
-    for (i, code) in codes.iter_mut().enumerate() {
-        *code |= (high[i / 8] >> (i % 8) & 1) << 4;
+    for (byte, codes) in high.iter().zip(codes.as_chunks_mut::<8>().0) {
+        // Byte i of a word keeps bit i of the byte, becomes 16 where it is set.
+        let spread = (u64::from(*byte) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+        let fifth = ((spread + 0x7f7f_7f7f_7f7f_7f7f) >> 3) & 0x1010_1010_1010_1010;
+        *codes = (u64::from_le_bytes(*codes) | fifth).to_le_bytes();
     }
 }
 
