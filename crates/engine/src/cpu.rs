@@ -91,6 +91,11 @@ impl Cpu {
         self
     }
 
+    /// Works on the threads of another from now on.
+    pub(crate) fn share_threads(&mut self, other: &Self) {
+        self.pool = Arc::clone(&other.pool);
+    }
+
     /// Bytes of a cache, as far as numbers go.
     pub(crate) fn cache_bytes(shape: CacheShape) -> usize {
         KvPages::bytes_of(&kv_shape(shape)).unwrap_or(usize::MAX)

@@ -61,6 +61,10 @@ pub enum Error {
     #[error("every logit is NaN or minus infinity; the model's weights are damaged")]
     NoLogits,
 
+    /// A draft that cannot guess for this model.
+    #[error("the draft does not fit the model: {0}")]
+    Draft(String),
+
     #[error("{0}")]
     Request(String),
 

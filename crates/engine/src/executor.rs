@@ -27,6 +27,8 @@ pub(crate) struct Executor<B: Backend> {
     pub(crate) pages: PagePool,
     pub(crate) backend: B,
     pub(crate) network: Network<B>,
+    /// Whether the cache codes pages as a whole: see [`Executor::checkable`].
+    grouped: bool,
     /// The ropes in use, without repetition, and for each layer which.
     ropes: Vec<(Rope, Frequencies)>,
     rope_of: Vec<usize>,
@@ -138,6 +140,11 @@ impl Sequence {
         self.len.is_multiple_of(PAGE_TOKENS)
     }
 
+    /// Positions that it has pages for.
+    pub(crate) fn room(&self) -> usize {
+        self.table.pages().len() * PAGE_TOKENS
+    }
+
     /// How many pages it has.
     pub(crate) fn pages(&self) -> usize {
         self.table.pages().len()
@@ -168,7 +175,8 @@ impl<B: Backend> Executor<B> {
         let CacheShape { kind, pages, recent, .. } = room.cache;
         let pages = PagePool::new(pages, if kind.is_grouped() { recent } else { pages });
         let state = Mutex::new(State { cache, buffers });
-        Ok(Self { spec, context, chunk, pages, backend, network, ropes, rope_of, state })
+        let grouped = kind.is_grouped();
+        Ok(Self { spec, context, chunk, pages, backend, network, grouped, ropes, rope_of, state })
     }
 
     /// A sequence without tokens.
@@ -227,6 +235,39 @@ impl<B: Backend> Executor<B> {
             self.backend.copy_page(&mut state.cache, from, to);
         }
         Ok(())
+    }
+
+    /// Whether there is no way back to a page that is full.
+    pub(crate) fn is_grouped(&self) -> bool {
+        self.grouped
+    }
+
+    /// Of the tokens that may follow a text of `len`, the last of which is to be computed next, how
+    /// many can be computed with it and taken back as if they had never been.
+    ///
+    /// Where pages are coded as a whole, a sequence keeps the page that is not full yet in full
+    /// precision, and that page only: there is no way back to the page before it. And where a rope
+    /// changes with the length of the text, all of it is computed anew.
+    pub(crate) fn checkable(&self, len: usize, horizon: usize) -> usize {
+        let page = if self.grouped { len.next_multiple_of(PAGE_TOKENS) } else { usize::MAX };
+        let rope = self.recompute_beyond().filter(|switch| horizon <= *switch);
+        let end = page.min(rope.unwrap_or(usize::MAX)).min(self.context);
+        end.saturating_sub(len)
+    }
+
+    /// Takes back all but the first `len` positions, with what [`Executor::checkable`] allows; their
+    /// pages are free then, unless they are to be kept.
+    pub(crate) fn truncate(&self, sequence: &mut Sequence, len: usize, keep_pages: bool) {
+        debug_assert!(len <= sequence.len && sequence.known().0 <= len);
+        debug_assert!(
+            !self.grouped
+                || len.saturating_sub(1) / PAGE_TOKENS
+                    == (sequence.len.saturating_sub(1)) / PAGE_TOKENS
+        );
+        sequence.len = len;
+        if !keep_pages {
+            sequence.table.truncate(len.div_ceil(PAGE_TOKENS));
+        }
     }
 
     /// A second sequence that holds the same and goes on by itself.

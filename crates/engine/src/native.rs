@@ -1,4 +1,7 @@
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use lathe_api::{Caps, Engine, Event, Finish, Flow, Info, Request, Scorer, Usage};
 use lathe_files::Checkpoint;
@@ -16,7 +19,9 @@ use crate::{
     network::Network,
     scheme::Scheme,
     scorer::NativeScorer,
-    serving::{Grammars, Rules, Scheduler, Step, Submission, Update},
+    serving::{
+        Grammars, Learnt, Rules, Scheduler, Speculation, Speculator, Step, Submission, Update,
+    },
 };
 
 /// A model in Lathe's own runtime.
@@ -26,6 +31,9 @@ pub struct Native {
     info: Info,
     pub(crate) batch: usize,
     grammars: Grammars,
+    speculation: Speculation,
+    pub(crate) draft: Option<Box<Native>>,
+    learnt: Mutex<Learnt>,
 }
 
 /// How a model is to be run.
@@ -57,6 +65,8 @@ pub struct Options {
     pub max_memory: Option<u64>,
     /// Keep weights and cache from being paged out; the whole cache is resident then.
     pub lock: bool,
+    /// Who guesses how texts go on, which changes their speed and nothing else.
+    pub speculation: Speculation,
 }
 
 /// What the result of every operation is rounded to.
@@ -88,6 +98,7 @@ impl Default for Options {
             chunk: 256,
             max_memory: None,
             lock: false,
+            speculation: Speculation::default(),
         }
     }
 }
@@ -130,6 +141,46 @@ impl Native {
         })?;
         native.tokenizer = tokenizer.into();
         Ok(native)
+    }
+
+    /// Has a smaller model guess how texts go on ([`Speculation::Draft`], which is usual from then
+    /// on). It works on this model's threads. Load it for as long a context and as many sequences:
+    /// what is beyond is not guessed at.
+    ///
+    /// # Errors
+    /// [`Error::Draft`] where it has other tokens, or a cache that cannot take back what was wrong.
+    pub fn with_draft(mut self, mut draft: Self) -> Result<Self, Error> {
+        self.fits(&draft)?;
+        draft.executor.backend.share_threads(&self.executor.backend);
+        (self.draft, self.speculation) = (Some(Box::new(draft)), Speculation::Draft);
+        Ok(self)
+    }
+
+    /// Whether a draft's tokens mean the same.
+    fn fits(&self, draft: &Self) -> Result<(), Error> {
+        if draft.executor.is_grouped() {
+            let what = "its KV cache must be of a type that codes each token by itself: f16, bf16, \
+                        f32 or fp8";
+            return Err(Error::Draft(what.into()));
+        }
+        let (Some(own), Some(other)) = (&self.tokenizer, &draft.tokenizer) else {
+            let (own, other) = (self.spec().vocab, draft.spec().vocab);
+            return match own == other {
+                true => Ok(()),
+                false => Err(Error::Draft(format!("it has {other} tokens, the model {own}"))),
+            };
+        };
+        let count = own.vocab_size().max(other.vocab_size()) as u32;
+        let text = |of: &Tokenizer, id| of.token_text(id).unwrap_or("nothing").to_owned();
+        let differs = |id: &u32| own.token_text(*id) != other.token_text(*id);
+        match (0..count).find(differs) {
+            None => Ok(()),
+            Some(id) => Err(Error::Draft(format!(
+                "its token {id} is `{}`, the model's is `{}`; both must have the same tokenizer",
+                text(other, id),
+                text(own, id)
+            ))),
+        }
     }
 
     /// Loads weights from anywhere: random ones for a benchmark, edited ones for a search.
@@ -183,8 +234,16 @@ impl Native {
             caps: Caps { logits: true, batch: true, seed: true, grammar: true },
         };
         let executor = Executor::new(backend, spec, network, room)?;
-        let (batch, grammars) = (options.batch.max(1), Grammars::default());
-        Ok(Self { executor, tokenizer: None, info, batch, grammars })
+        Ok(Self {
+            executor,
+            tokenizer: None,
+            info,
+            batch: options.batch.max(1),
+            grammars: Grammars::default(),
+            speculation: options.speculation,
+            draft: None,
+            learnt: Mutex::default(),
+        })
     }
 
     /// What a request's texts must be, ready for use with this model.
@@ -216,7 +275,8 @@ impl Native {
             share_prefixes: false,
             reserve: true,
         };
-        let mut scheduler = Scheduler::new(&self.executor, self.tokenizer.as_deref(), rules);
+        let scheduler = Scheduler::new(&self.executor, self.tokenizer.as_deref(), rules);
+        let mut scheduler = scheduler.with_speculator(self.speculator());
         for (index, request) in requests.iter().enumerate() {
             let grammar = self.grammar(request)?;
             scheduler.submit(index as u64, Submission::from(request.clone()), grammar)?;
@@ -244,10 +304,21 @@ impl Native {
             }
             match step {
                 Step::Worked => {}
-                Step::Idle => return Ok(usages.into_iter().flatten().collect()),
+                Step::Idle => break,
                 Step::Stalled(error) => return Err(error),
             }
         }
+        *self.learnt() = scheduler.into_learnt();
+        Ok(usages.into_iter().flatten().collect())
+    }
+
+    /// What decides on guesses, with what calls before have learnt of them.
+    pub(crate) fn speculator(&self) -> Speculator<'_> {
+        Speculator::new(self.speculation, self.draft.as_deref(), self.learnt().clone())
+    }
+
+    pub(crate) fn learnt(&self) -> MutexGuard<'_, Learnt> {
+        self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The model's numbers.

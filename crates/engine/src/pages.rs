@@ -244,6 +244,15 @@ impl PageTable {
         self.recent.unwrap_or_default()
     }
 
+    /// Gives back all but the first `count` pages, none of which others know.
+    pub(crate) fn truncate(&mut self, count: usize) {
+        debug_assert!(self.known <= count);
+        if count < self.pages.len() {
+            let rest = self.pages.split_off(count);
+            self.pool.with(|pool| rest.into_iter().rev().for_each(|page| pool.release(page)));
+        }
+    }
+
     /// Gives everything back.
     pub(crate) fn clear(&mut self) {
         let pages = std::mem::take(&mut self.pages);
@@ -359,6 +368,21 @@ mod tests {
         second.publish(entries(40));
         assert_eq!((first.pages(), second.pages()), (&[0, 1][..], &[0, 3][..]));
         assert_eq!(free(&pool), 1);
+    }
+
+    #[test]
+    fn pages_that_are_given_back_are_the_last_and_go_to_others() {
+        let pool = PagePool::new(3, 2);
+        let mut table = pool.table();
+        table.reserve(70).unwrap();
+        table.publish(entries(32));
+        table.truncate(1);
+        assert_eq!((table.pages(), free(&pool)), (&[0][..], 2));
+        table.truncate(2);
+        assert_eq!(table.pages(), [0]);
+        pool.table().reserve(64).unwrap();
+        drop(table);
+        assert_eq!(pool.counts(), PageCounts { all: 3, free: 2, cached: 1 });
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{
     sampler::Sampler,
     serving::{
         log_probs::{Distribution, LogProbs},
+        speculation::{Ask, CLASSES, Guess, Name, Rates, Speculation},
         submission::{Submission, Update, derived_seed},
     },
 };
@@ -46,8 +47,14 @@ pub(crate) struct Active<'a> {
     pub(crate) generated: usize,
     /// It has had pages before.
     pub(crate) begun: bool,
-    /// Tokens of the next pass.
+    /// Tokens of the next pass, guesses not counted.
     pub(crate) planned: usize,
+    /// Guesses at what follows, computed with the last token in the next pass.
+    pub(crate) guesses: Vec<Guess>,
+    /// How often guesses were right.
+    pub(crate) rates: Rates,
+    /// What the next pass is fed where that is more than [`Active::tokens`].
+    fed: Vec<u32>,
     pub(crate) finish: Option<Finish>,
 }
 
@@ -80,6 +87,9 @@ impl<'a> Active<'a> {
             generated: 0,
             begun: false,
             planned: 0,
+            guesses: Vec::new(),
+            rates: Rates::of_text(),
+            fed: Vec::new(),
             finish: None,
         })
     }
@@ -87,6 +97,10 @@ impl<'a> Active<'a> {
     /// Who goes first: the higher priority, then the older.
     pub(crate) fn rank(&self) -> (Reverse<i32>, u64, usize) {
         (Reverse(self.submission.priority), self.id, self.text)
+    }
+
+    pub(crate) fn name(&self) -> Name {
+        (self.id, self.text)
     }
 
     /// Tokens that the next token waits for.
@@ -107,6 +121,38 @@ impl<'a> Active<'a> {
     /// Positions so far.
     pub(crate) fn len(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// The last token.
+    pub(crate) fn last(&self) -> u32 {
+        self.tokens.last().copied().unwrap_or_default()
+    }
+
+    /// See [`Feed::horizon`].
+    pub(crate) fn horizon(&self) -> usize {
+        self.horizon
+    }
+
+    /// How many tokens may follow the next one.
+    pub(crate) fn may_guess(&self) -> usize {
+        self.most().saturating_sub(self.len() + 1)
+    }
+
+    /// What a proposer is asked.
+    pub(crate) fn ask(&self, way: Speculation, most: usize) -> Ask<'_> {
+        let Self { tokens, sampler, rates, .. } = self;
+        Ask {
+            name: self.name(),
+            way,
+            tokens,
+            sampler,
+            rates,
+            most,
+            left: self.may_guess(),
+            chances: [0.0; CLASSES],
+            floor: 0.0,
+            guesses: Vec::new(),
+        }
     }
 
     /// Starts over where the text grows past the length at which its rope changes: all its
@@ -153,12 +199,16 @@ impl<'a> Active<'a> {
         assert!(&*self.submission.client != BREAKS, "a test wants it");
         let done = self.planned == self.rest();
         let start = self.sequence.len();
-        Feed {
-            sequence: &mut self.sequence,
-            tokens: &self.tokens[start..start + self.planned],
-            horizon: self.horizon,
-            want: if done { Want::Last } else { Want::None },
-        }
+        let own = &self.tokens[start..start + self.planned];
+        let (tokens, want) = if self.guesses.is_empty() {
+            (own, if done { Want::Last } else { Want::None })
+        } else {
+            self.fed.clear();
+            self.fed.extend_from_slice(own);
+            self.fed.extend(self.guesses.iter().map(|guess| guess.token));
+            (&self.fed[..], Want::All)
+        };
+        Feed { sequence: &mut self.sequence, tokens, horizon: self.horizon, want }
     }
 
     /// Chooses the next token from its logits, which are changed. Gives what is to be reported, if

@@ -105,6 +105,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         let mut one = self.running.remove(at);
         one.sequence.clear();
         one.planned = 0;
+        self.speculator.forget(one.name());
         self.counts.preemptions += 1;
         if let Some(group) = self.groups.get_mut(&one.id) {
             group.disturbed = true;

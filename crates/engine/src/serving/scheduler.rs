@@ -1,4 +1,4 @@
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use lathe_api::{Finish, Flow};
 use lathe_grammar::Compiled;
@@ -12,6 +12,7 @@ use crate::{
         active::Active,
         queue::{Queue, Waits},
         snapshot::Snapshot,
+        speculation::{Checked, Learnt, Speculation, Speculator},
         submission::{Served, Submission, Update},
     },
 };
@@ -19,7 +20,8 @@ use crate::{
 /// Decides what each pass over the weights computes.
 ///
 /// A step feeds one token of every sequence that decodes and shares out what is left of its budget
-/// among prompts, so that a long prompt never holds up those that decode. Pages are taken as they
+/// among prompts, so that a long prompt never holds up those that decode; where there are no
+/// prompts, it goes to guesses ([`super::Speculation`]). Pages are taken as they
 /// are needed; where they run out, the sequence of the lowest rank gives up its own and is computed
 /// anew later.
 pub(crate) struct Scheduler<'a, B: Backend> {
@@ -30,6 +32,7 @@ pub(crate) struct Scheduler<'a, B: Backend> {
     /// In the order of their rank: the last gives way first.
     pub(super) running: Vec<Active<'a>>,
     pub(super) groups: HashMap<u64, Group>,
+    pub(super) speculator: Speculator<'a>,
     pub(super) logits: Vec<f32>,
     pub(super) counts: Snapshot,
 }
@@ -102,9 +105,15 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             queue: Queue::default(),
             running: Vec::new(),
             groups: HashMap::new(),
+            speculator: Speculator::new(Speculation::Off, None, Learnt::default()),
             logits: Vec::new(),
             counts: Snapshot::default(),
         }
+    }
+
+    /// The same with guesses; without, there are none.
+    pub(crate) fn with_speculator(self, speculator: Speculator<'a>) -> Self {
+        Self { speculator, ..self }
     }
 
     /// Takes on a submission; `id`s must grow. `grammar` is that of its request.
@@ -166,9 +175,15 @@ impl<'a, B: Backend> Scheduler<'a, B> {
 
     /// Another with the same rules and counts, without anything under way.
     pub(crate) fn renewed(self) -> Self {
+        let speculator = self.speculator.renewed();
         let failed = self.counts.failed + self.groups.len() as u64;
         let counts = Snapshot { failed, ..self.counts };
-        Self { counts, ..Self::new(self.executor, self.tokenizer, self.rules) }
+        Self { counts, speculator, ..Self::new(self.executor, self.tokenizer, self.rules) }
+    }
+
+    /// What it has learnt of guesses.
+    pub(crate) fn into_learnt(self) -> Learnt {
+        self.speculator.into_learnt()
     }
 
     /// Whether nothing runs or waits.
@@ -202,7 +217,9 @@ impl<'a, B: Backend> Scheduler<'a, B> {
                 (false, None) => Step::Worked,
             };
         }
+        self.guess();
         self.counts.steps += 1;
+        let before = (self.counts.proposed_tokens, self.counts.accepted_tokens);
         let decoding: Vec<bool> = self.running.iter().map(Active::decodes).collect();
         let mut ready = Vec::new();
         let mut feeds = Vec::new();
@@ -216,7 +233,9 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             feeds.push(one.feed());
         }
         self.logits.clear();
+        let start = Instant::now();
         let done = self.executor.forward(&mut feeds, &mut self.logits);
+        let seconds = start.elapsed().as_secs_f64();
         drop(feeds);
         if let Err(error) = done {
             // Every cause was looked for before: who is to blame is not known, so all that were
@@ -230,11 +249,19 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             return Step::Worked;
         }
         if self.rules.share_prefixes {
-            for one in &mut self.running {
+            // What was guessed is not known to be part of any text yet.
+            for one in self.running.iter_mut().filter(|one| one.guesses.is_empty()) {
                 one.publish(self.executor);
             }
         }
+        let plain = decoding.iter().all(|decodes| *decodes).then_some(ready.len());
         self.advance(&ready, on);
+        if let Some(plain) = plain {
+            let Snapshot { proposed_tokens, accepted_tokens, .. } = self.counts;
+            let guesses = (proposed_tokens - before.0) as usize;
+            let right = (accepted_tokens - before.1) as usize;
+            self.speculator.settle(Checked { plain, guesses, right, seconds });
+        }
         Step::Worked
     }
 
@@ -249,6 +276,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         let mut taken = self.queue.remove(is);
         taken.extend(self.running.extract_if(.., |one| is(one)));
         taken.sort_by_key(|one| one.text);
+        taken.iter().for_each(|one| self.speculator.forget(one.name()));
         taken
     }
 

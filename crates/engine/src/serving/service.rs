@@ -282,7 +282,8 @@ fn rules(native: &Native, limits: &Limits) -> Rules {
 /// The service's thread.
 fn serve(native: &Native, rules: Rules, shared: &Shared) {
     let tokenizer = native.tokenizer().map(Arc::as_ref);
-    let mut scheduler = Scheduler::new(&native.executor, tokenizer, rules);
+    let scheduler = Scheduler::new(&native.executor, tokenizer, rules);
+    let mut scheduler = scheduler.with_speculator(native.speculator());
     let mut open: HashMap<u64, Sender<Update>> = HashMap::new();
     let mut wait = Wait::ForMore;
     loop {

@@ -26,6 +26,10 @@ pub struct Snapshot {
     /// Those that were found in the cache instead.
     pub prefix_hit_tokens: u64,
     pub generated_tokens: u64,
+    /// Tokens that were guessed and computed with the one before them; see [`super::Speculation`].
+    pub proposed_tokens: u64,
+    /// Those that were right: so many passes over the weights were saved.
+    pub accepted_tokens: u64,
     pub preemptions: u64,
     /// Requests, by their ends.
     pub finished: u64,

@@ -9,7 +9,10 @@ use crate::{
     backend::Backend,
     executor::Executor,
     sampler::Sampler,
-    serving::log_probs::{LogProbs, LogProbsWanted},
+    serving::{
+        log_probs::{LogProbs, LogProbsWanted},
+        speculation::Speculation,
+    },
 };
 
 /// A request and how it is to be served.
@@ -25,12 +28,23 @@ pub struct Submission {
     pub priority: i32,
     /// Whose it is. Clients of the same priority get shares of the same size.
     pub client: Arc<str>,
+    /// Who guesses how the text goes on; by default as the model was loaded
+    /// ([`crate::Options::speculation`]).
+    pub speculation: Option<Speculation>,
 }
 
 impl From<Request> for Submission {
-    /// One text, without log probabilities, at priority 0, of the client without a name.
+    /// One text, without log probabilities, at priority 0, of the client without a name,
+    /// speculating as usual.
     fn from(request: Request) -> Self {
-        Self { request, n: 1, log_probs: None, priority: 0, client: Arc::from("") }
+        Self {
+            request,
+            n: 1,
+            log_probs: None,
+            priority: 0,
+            client: Arc::from(""),
+            speculation: None,
+        }
     }
 }
 

@@ -17,12 +17,17 @@ use crate::{
 
 /// From a pass's logits to tokens, and to the ends of texts.
 impl<'a, B: Backend> Scheduler<'a, B> {
-    /// A token for each of the sequences that are `ready`, from the rows of logits.
+    /// A token for each of the sequences that are `ready`, and those after its guesses, from the
+    /// rows of logits.
     pub(super) fn advance(&mut self, ready: &[usize], on: &mut OnUpdate<'_>) {
         let mut logits = std::mem::take(&mut self.logits);
         let mut ends = Vec::new();
         let mut joining = Vec::new();
-        for (at, row) in ready.iter().zip(logits.chunks_exact_mut(self.executor.spec.vocab)) {
+        let mut rows = logits.chunks_exact_mut(self.executor.spec.vocab);
+        for at in ready {
+            let Some(row) = rows.next() else { break };
+            let guessed = self.running[*at].guesses.len();
+            let mut guessed: Vec<&mut [f32]> = rows.by_ref().take(guessed).collect();
             let id = self.running[*at].id;
             let mut others = match self.prefilled(*at, on) {
                 Flow::Continue => self.siblings(*at, joining.len()),
@@ -33,7 +38,11 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             };
             let rows: Vec<Vec<f32>> = others.iter().map(|_| row.to_vec()).collect();
             let chosen = choose(&mut self.running[*at], row);
-            ends.extend(self.report(id, chosen, on));
+            let mut end = self.report(id, chosen, on);
+            if !guessed.is_empty() {
+                end = self.check(*at, &mut guessed, end, on);
+            }
+            ends.extend(end);
             for (one, mut row) in others.iter_mut().zip(rows) {
                 let chosen = choose(one, &mut row);
                 ends.extend(self.report(id, chosen, on));
@@ -88,7 +97,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
     }
 
     /// Passes on what came of a choice. Gives what ends the submission, if anything does.
-    fn report(
+    pub(super) fn report(
         &mut self,
         id: u64,
         chosen: Result<Option<Update>, Error>,
@@ -113,6 +122,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         self.running = running;
         let ended: Vec<Active<'a>> = ended;
         for one in ended {
+            self.speculator.forget(one.name());
             let (id, text, generated) = (one.id, one.text, one.generated);
             let Some(finish) = one.finish else { continue };
             drop(one);
@@ -133,7 +143,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
 }
 
 /// Chooses a token; whatever goes wrong stays with this request.
-fn choose(one: &mut Active<'_>, row: &mut [f32]) -> Result<Option<Update>, Error> {
+pub(super) fn choose(one: &mut Active<'_>, row: &mut [f32]) -> Result<Option<Update>, Error> {
     let chosen = catch_unwind(AssertUnwindSafe(|| one.advance(row)));
     chosen.unwrap_or_else(|panic| Err(Error::panicked(&*panic)))
 }
