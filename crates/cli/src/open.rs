@@ -8,7 +8,9 @@ use std::{
 use anyhow::{Context, bail};
 use lathe_api::Engine;
 use lathe_base::{Buf, Bytes, Progress};
-use lathe_engine::{Inputs, KvType, Native, Options, Precision as Arithmetic, Rounding};
+use lathe_engine::{
+    Inputs, KvType, Native, Options, Precision as Arithmetic, Rounding, serving::Speculation,
+};
 use lathe_files::Checkpoint;
 use lathe_machine::Memory;
 use lathe_optimize::{EngineOrder, Precision};
@@ -78,6 +80,8 @@ pub(crate) fn native(checkpoint: &Checkpoint, order: &EngineOrder) -> anyhow::Re
         inputs: (order.precision != Precision::Fast).then_some(Inputs::Own),
         max_memory: memory_left(order.memory.most, checkpoint.stored_bytes())?,
         lock: order.memory.lock,
+        // What is measured must not hang on what a text says; who wants guesses asks for them.
+        speculation: Speculation::Off,
         ..Options::default()
     };
     Ok(Native::load(checkpoint, tokenizer, &options)?)
@@ -96,6 +100,21 @@ fn memory_left(most: Option<Bytes>, model: Bytes) -> anyhow::Result<Option<u64>>
         None | Some(0) => bail!("--max-memory {most}: the program alone takes {taken}"),
         left => Ok(left),
     }
+}
+
+/// The same with others to guess how its texts go on, or nobody.
+pub(crate) fn speculating(
+    native: Native,
+    (speculation, draft): (Speculation, Option<&str>),
+    order: &EngineOrder,
+    progress: &dyn Progress,
+) -> anyhow::Result<Native> {
+    let Some(model) = draft else { return Ok(native.with_speculation(speculation)) };
+    let draft = checkpoint(model, progress).with_context(|| format!("--draft {model}"))?;
+    // A cache of a type that codes whole pages has no way back from wrong guesses.
+    let order = EngineOrder { kv: "f16".to_owned(), ..order.clone() };
+    let draft = self::native(&draft, &order).with_context(|| format!("--draft {model}"))?;
+    native.with_draft(draft).with_context(|| format!("--draft {model}"))
 }
 
 pub(crate) fn kv(name: &str) -> anyhow::Result<KvType> {

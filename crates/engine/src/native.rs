@@ -20,7 +20,8 @@ use crate::{
     scheme::Scheme,
     scorer::NativeScorer,
     serving::{
-        Grammars, Learnt, Rules, Scheduler, Speculation, Speculator, Step, Submission, Update,
+        Grammars, Learnt, Rules, Scheduler, Snapshot, Speculation, Speculator, Step, Submission,
+        Update,
     },
 };
 
@@ -34,6 +35,8 @@ pub struct Native {
     speculation: Speculation,
     pub(crate) draft: Option<Box<Native>>,
     learnt: Mutex<Learnt>,
+    /// What calls have done so far.
+    done: Mutex<Snapshot>,
 }
 
 /// How a model is to be run.
@@ -156,6 +159,18 @@ impl Native {
         Ok(self)
     }
 
+    /// Has others guess how texts go on, or nobody.
+    #[must_use]
+    pub fn with_speculation(self, speculation: Speculation) -> Self {
+        Self { speculation, ..self }
+    }
+
+    /// What its own calls have done since it was loaded, as far as they came to an end; what is
+    /// under way is not counted. [`crate::serving::Service::snapshot`] counts what a service does.
+    pub fn done(&self) -> Snapshot {
+        *self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether a draft's tokens mean the same.
     fn fits(&self, draft: &Self) -> Result<(), Error> {
         if draft.executor.is_grouped() {
@@ -243,6 +258,7 @@ impl Native {
             speculation: options.speculation,
             draft: None,
             learnt: Mutex::default(),
+            done: Mutex::default(),
         })
     }
 
@@ -308,6 +324,7 @@ impl Native {
                 Step::Stalled(error) => return Err(error),
             }
         }
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).add(&scheduler.snapshot());
         *self.learnt() = scheduler.into_learnt();
         Ok(usages.into_iter().flatten().collect())
     }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use lathe_api::{Engine, Event, Flow, Request, Usage};
 use lathe_base::{Progress, Seconds};
+use lathe_engine::serving::Snapshot;
 use serde::Serialize;
 
 /// What a model answered.
@@ -13,6 +14,28 @@ pub(crate) struct Answer {
     pub(crate) ids: Vec<u32>,
     pub(crate) usage: Usage,
     pub(crate) timings: Timings,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) speculation: Option<Guesses>,
+}
+
+/// What came of guessing how the text goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Guesses {
+    /// Tokens that were guessed, and those that were right.
+    pub(crate) proposed: u64,
+    pub(crate) accepted: u64,
+    /// Passes over the weights, the prompt's included.
+    pub(crate) passes: u64,
+}
+
+impl Guesses {
+    /// What was done between two looks at an engine, if anything was guessed.
+    pub(crate) fn between(before: &Snapshot, after: &Snapshot) -> Option<Self> {
+        let proposed = after.proposed_tokens - before.proposed_tokens;
+        let accepted = after.accepted_tokens - before.accepted_tokens;
+        let passes = after.steps - before.steps;
+        (proposed > 0).then_some(Self { proposed, accepted, passes })
+    }
 }
 
 /// When things came, by our own clock.
@@ -54,7 +77,7 @@ pub(crate) fn answer(
         Some(error) => Err(error),
         None => {
             let timings = Timings::new(request.prompt.len(), prefilled, &stamps, total);
-            Ok(Answer { text, ids, usage, timings })
+            Ok(Answer { text, ids, usage, timings, speculation: None })
         }
     }
 }
@@ -84,8 +107,13 @@ impl Answer {
         let rate =
             |rate: Option<f64>| rate.map_or("–".to_owned(), |r| format!("{r:.1} tokens/s"));
         let first = self.timings.first_token_seconds;
+        let guesses = self.speculation.map_or_else(String::new, |guesses| {
+            let Guesses { proposed, accepted, passes } = guesses;
+            let passes = passes as f64 / self.usage.generated_tokens.max(1) as f64;
+            format!(" · {accepted} of {proposed} guesses right, {passes:.2} passes per token")
+        });
         format!(
-            "load {load} · prompt {} tokens, {} · first token {} · {} new tokens, {} · {}",
+            "load {load} · prompt {} tokens, {} · first token {} · {} new tokens, {}{guesses} · {}",
             self.usage.prompt_tokens,
             rate(self.timings.prefill_tokens_per_second),
             first.map_or("–".to_owned(), |s| Seconds(s).to_string()),

@@ -2,7 +2,7 @@ use std::io::{BufRead, IsTerminal};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use lathe_api::{Finish, Grammar};
+use lathe_api::{Engine, Finish, Grammar};
 use lathe_base::Progress;
 use lathe_tokens::{Message, Render, Template};
 use rustyline::{DefaultEditor, error::ReadlineError};
@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::{
     args::Global,
     commands::{
-        answer::{Answer, answer},
-        options::{EngineArgs, Loaded, SamplingArgs},
+        answer::Answer,
+        options::{EngineArgs, Loaded, SamplingArgs, SpeculationArgs},
         prompt::{check_format, is_built_in},
         structure::{self, StructureArgs},
     },
@@ -33,6 +33,7 @@ Ctrl-C   stop the answer";
   lathe chat ./Qwen2.5-1.5B-Instruct --system \"Answer in one sentence.\" --temperature 0.7
   lathe chat model.gguf -m \"Why is the sky blue?\" --json
   lathe chat ./llama-2-7b --prompt-format llama2
+  lathe chat model.gguf --draft small.gguf --stats
   lathe chat model.gguf -m \"Is the sky blue?\" --choice yes --choice no
   lathe chat model.gguf -m \"Describe Paris\" --json-schema city.json
   cat questions.txt | lathe chat model.gguf      one question a line, one conversation
@@ -59,6 +60,8 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     structure: StructureArgs,
     #[command(flatten)]
+    speculation: SpeculationArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -66,7 +69,7 @@ pub(crate) fn run(args: ChatArgs, global: &Global) -> anyhow::Result<Ended> {
     let bar = ui::Bar::new(global.quiet);
     check_format(args.prompt_format.as_deref())?;
     let grammar = args.structure.grammar()?;
-    let loaded = Loaded::new(&args.model, &args.engine, &bar)?;
+    let loaded = Loaded::new(&args.model, &args.engine, &args.speculation, &bar)?;
     let template = loaded.template(args.prompt_format.as_deref())?;
     args.sampling.check(loaded.engine.info().vocab)?;
     if let Some(name) = args.prompt_format.as_deref().filter(|n| !is_built_in(&template, n)) {
@@ -246,7 +249,7 @@ impl<'a> Chat<'a> {
         request.sampling.seed = request.sampling.seed.wrapping_add(self.turns);
         let shown = !self.json;
         let mut show = |text: &str| if shown { ui::out(text) } else { Ok(()) };
-        answer(self.loaded.engine.as_ref(), &request, self.bar, &mut show)
+        self.loaded.answer(&request, self.bar, &mut show)
     }
 
     fn remarks(&self, answer: &Answer) {

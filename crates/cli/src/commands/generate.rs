@@ -2,14 +2,15 @@ use std::io::{IsTerminal, Read};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use lathe_api::Engine;
 use lathe_base::Progress;
 use serde::Serialize;
 
 use crate::{
     args::Global,
     commands::{
-        answer::{Answer, answer},
-        options::{EngineArgs, Loaded, SamplingArgs, plain},
+        answer::Answer,
+        options::{EngineArgs, Loaded, SamplingArgs, SpeculationArgs, plain},
         structure::{self, StructureArgs},
     },
     exit::Ended,
@@ -28,6 +29,7 @@ const USUAL_LENGTH: usize = 256;
   cat prompt.txt | lathe generate model.gguf - --json
   lathe generate model.gguf \"Is Rome in Italy? \" --choice yes --choice no
   lathe generate model.gguf \"A cat as JSON: \" --json-schema cat.json --temperature 0.7
+  lathe generate model.gguf \"Dear diary\" --draft small.gguf --stats
   lathe generate model.gguf \"In 2 + 3 * 4: \" --grammar arithmetic.gbnf
 
 The text is continued as it stands, without any chat template: `lathe chat` uses the template.")]
@@ -43,6 +45,8 @@ pub(crate) struct GenerateArgs {
     sampling: SamplingArgs,
     #[command(flatten)]
     structure: StructureArgs,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -62,7 +66,7 @@ pub(crate) fn run(args: GenerateArgs, global: &Global) -> anyhow::Result<Ended> 
     let bar = ui::Bar::new(global.quiet);
     let grammar = args.structure.grammar()?;
     let prompt = read_prompt(&args.prompt)?;
-    let loaded = Loaded::new(&args.model, &args.engine, &bar)?;
+    let loaded = Loaded::new(&args.model, &args.engine, &args.speculation, &bar)?;
     let ids = plain(&loaded.tokenizer, &prompt)?;
     if ids.is_empty() {
         bail!(
@@ -79,8 +83,7 @@ pub(crate) fn run(args: GenerateArgs, global: &Global) -> anyhow::Result<Ended> 
         ui::out(&prompt)?;
     }
     let mut show = |text: &str| if shown { ui::out(text) } else { Ok(()) };
-    let answer = answer(loaded.engine.as_ref(), &request, &bar, &mut show)
-        .with_context(|| args.model.clone())?;
+    let answer = loaded.answer(&request, &bar, &mut show).with_context(|| args.model.clone())?;
     if global.json {
         let (prompt_ids, threads) = (&request.prompt[..], loaded.threads);
         let (model, load_seconds) = (&args.model, loaded.load.0);

@@ -6,14 +6,18 @@ use anyhow::{Context, bail};
 use clap::Args;
 use lathe_api::{Engine, Request, Sampling};
 use lathe_base::{Bytes, Progress, Seconds};
-use lathe_engine::Options;
+use lathe_engine::{Native, Options, serving::Speculation};
 use lathe_files::Checkpoint;
 use lathe_models::Model;
 use lathe_optimize::{EngineOrder, MemoryUse, Precision};
 use lathe_tokens::{Prompt, Template, Tokenizer};
 
 use crate::{
-    commands::{optimize::at_least_one, system::default_threads},
+    commands::{
+        answer::{Answer, Guesses, answer},
+        optimize::at_least_one,
+        system::default_threads,
+    },
     open,
 };
 
@@ -72,6 +76,36 @@ impl EngineArgs {
     }
 }
 
+/// Who guesses how texts go on.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Speculation")]
+pub(crate) struct SpeculationArgs {
+    /// Guess how the text goes on and check several tokens in one pass over the weights: `lookup`
+    /// goes by what followed when its last words came before. The text is the same, only faster;
+    /// where it does not pay, nothing is guessed
+    #[arg(long, value_name = "HOW", default_value = "lookup", value_parser = ["lookup", "off"])]
+    speculate: String,
+    /// A smaller model with the same tokenizer, which guesses instead. The text is the same
+    #[arg(long, value_name = "MODEL", conflicts_with = "speculate")]
+    draft: Option<String>,
+}
+
+impl SpeculationArgs {
+    /// Nobody guesses.
+    pub(crate) fn off() -> Self {
+        Self { speculate: "off".to_owned(), draft: None }
+    }
+
+    /// How to guess, and the draft if there is one.
+    fn how(&self) -> (Speculation, Option<&str>) {
+        let how = match self.speculate.as_str() {
+            "off" => Speculation::Off,
+            _ => Speculation::Lookup,
+        };
+        (how, self.draft.as_deref())
+    }
+}
+
 /// What another process opens the same model by.
 pub(crate) fn place(checkpoint: &Checkpoint) -> PathBuf {
     match checkpoint.folder {
@@ -84,7 +118,7 @@ pub(crate) fn place(checkpoint: &Checkpoint) -> PathBuf {
 pub(crate) struct Loaded {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) tokenizer: Arc<Tokenizer>,
-    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) engine: Native,
     /// From the start of reading until it could answer.
     pub(crate) load: Seconds,
     pub(crate) threads: usize,
@@ -95,6 +129,7 @@ impl Loaded {
     pub(crate) fn new(
         model: &str,
         args: &EngineArgs,
+        speculation: &SpeculationArgs,
         progress: &dyn Progress,
     ) -> anyhow::Result<Self> {
         let start = Instant::now();
@@ -118,9 +153,22 @@ impl Loaded {
                 Bytes(native.info().weight_bytes)
             ));
         }
-        let engine: Box<dyn Engine> = Box::new(native);
+        let engine = open::speculating(native, speculation.how(), &order, progress)?;
         let load = start.elapsed().into();
         Ok(Self { checkpoint, tokenizer, engine, load, threads: order.threads })
+    }
+
+    /// Runs a request, and counts what was guessed.
+    pub(crate) fn answer(
+        &self,
+        request: &Request,
+        progress: &dyn Progress,
+        show: &mut dyn FnMut(&str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Answer> {
+        let before = self.engine.done();
+        let mut answer = answer(&self.engine, request, progress, show)?;
+        answer.speculation = Guesses::between(&before, &self.engine.done());
+        Ok(answer)
     }
 
     /// The model's own chat template, else the format asked for.

@@ -45,6 +45,23 @@ impl Snapshot {
         Self { pages: all, free_pages: free, cached_pages: cached, ..self }
     }
 
+    /// Adds what another has done.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let pairs = [
+            (&mut self.steps, other.steps),
+            (&mut self.prefill_tokens, other.prefill_tokens),
+            (&mut self.prefix_hit_tokens, other.prefix_hit_tokens),
+            (&mut self.generated_tokens, other.generated_tokens),
+            (&mut self.proposed_tokens, other.proposed_tokens),
+            (&mut self.accepted_tokens, other.accepted_tokens),
+            (&mut self.preemptions, other.preemptions),
+            (&mut self.finished, other.finished),
+            (&mut self.cancelled, other.cancelled),
+            (&mut self.failed, other.failed),
+        ];
+        pairs.into_iter().for_each(|(sum, more)| *sum += more);
+    }
+
     /// Pages that sequences use.
     pub fn used_pages(&self) -> usize {
         self.pages - self.free_pages - self.cached_pages

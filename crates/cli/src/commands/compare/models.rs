@@ -1,5 +1,6 @@
 //! Two models: speed, divergence, and what they write.
 
+use lathe_api::Engine;
 use lathe_base::Progress;
 use lathe_eval::{PassFigures, Role, Split, Versus};
 use lathe_stats::{Bootstrap, Interval};
@@ -13,7 +14,7 @@ use crate::{
         answer::answer,
         bench::{self, Bench},
         eval,
-        options::{Loaded, plain},
+        options::{Loaded, SpeculationArgs, plain},
     },
     ui,
 };
@@ -89,7 +90,7 @@ fn write(
     args: &CompareArgs,
     progress: &dyn Progress,
 ) -> anyhow::Result<Vec<String>> {
-    let loaded = Loaded::new(model, &args.timing.engine, progress)?;
+    let loaded = Loaded::new(model, &args.timing.engine, &SpeculationArgs::off(), progress)?;
     let mut texts = Vec::new();
     for (done, prompt) in prompts.iter().enumerate() {
         progress.at(&format!("{model} writes"), done as u64, prompts.len() as u64);
@@ -104,7 +105,7 @@ fn write(
             ignore_stop: false,
             grammar: None,
         };
-        let answer = answer(loaded.engine.as_ref(), &request, progress, &mut |_| Ok(()))?;
+        let answer = answer(&loaded.engine, &request, progress, &mut |_| Ok(()))?;
         progress.check()?;
         texts.push(answer.text);
     }

@@ -17,7 +17,7 @@ pub(crate) fn choose(
     let mut taken = best.clone();
     let mut tokens = plain as f64;
     let mut rate = tokens / alone;
-    for guesses in 1..=most {
+    for guesses in 1..=most.min(times.reach().saturating_sub(plain)) {
         let next = |at: usize| chances[at].get(taken[at]).copied();
         let likelier = |a: &usize, b: &usize| {
             next(*a).unwrap_or(-1.0).total_cmp(&next(*b).unwrap_or(-1.0)).then(b.cmp(a))
@@ -58,6 +58,7 @@ pub(crate) fn depth(
     let Some(alone) = times.expect(plain) else { return best };
     let mut rate = plain as f64 / alone;
     let (mut right, usual) = (0.0, rate);
+    let most = most.min(times.reach().saturating_sub(plain));
     for guesses in 1..=most / chances.len().max(1) {
         let power = i32::try_from(guesses).unwrap_or(i32::MAX);
         right += chances.iter().map(|chance| f64::from(*chance).powi(power)).sum::<f64>();
@@ -94,6 +95,9 @@ mod tests {
         assert_eq!(choose(&cheap, 1, 16, &[falling(0.99)]), [16]);
         assert_eq!(choose(&cheap, 1, 5, &[falling(0.99)]), [5]);
         assert_eq!(choose(&cheap, 1, 16, &[falling(0.01)]), [0]);
+        // Nobody knows what 17 tokens take.
+        let new = times(&[(1, 1.0), (3, 1.0)]);
+        assert_eq!(choose(&new, 1, 16, &[falling(0.99)]), [5]);
     }
 
     #[test]

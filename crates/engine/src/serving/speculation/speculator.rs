@@ -29,8 +29,8 @@ struct Way<'a> {
     which: Speculation,
     proposer: Box<dyn Proposer + 'a>,
     known: Known,
-    /// Seconds that went into the guesses of this pass.
-    spent: f64,
+    /// Seconds that went into the guesses of this pass, if it was asked for any.
+    spent: Option<f64>,
 }
 
 /// What is known of passes and guesses: worth keeping from call to call.
@@ -88,7 +88,7 @@ impl<'a> Speculator<'a> {
             which,
             proposer,
             known,
-            spent: 0.0,
+            spent: None,
         };
         let mut ways = vec![way(Speculation::Lookup, Box::<Lookup>::default(), lookup)];
         ways.extend(
@@ -149,7 +149,7 @@ impl<'a> Speculator<'a> {
                 way.worthwhile(&self.times, (plain + taken, most - taken), &mut own)
             };
             taken += own.iter().map(|ask| ask.guesses.len()).sum::<usize>();
-            way.spent = (start.elapsed().as_secs_f64() - reading).max(0.0);
+            way.spent = Some((start.elapsed().as_secs_f64() - reading).max(0.0));
         }
     }
 
@@ -164,7 +164,10 @@ impl<'a> Speculator<'a> {
         let Checked { plain, guesses, right, seconds } = pass;
         let alone = if guesses == 0 { Some(seconds) } else { self.times.expect(plain) };
         for way in &mut self.ways {
-            let spent = std::mem::take(&mut way.spent);
+            let Some(spent) = way.spent.take() else {
+                way.known.purse.settle(1.0, 1.0);
+                continue;
+            };
             if let Some(alone) = alone.filter(|alone| *alone > 0.0) {
                 let worth = 1.0 + right as f64 / plain as f64;
                 way.known.purse.settle((seconds + spent) / alone, worth);

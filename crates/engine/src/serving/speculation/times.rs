@@ -38,6 +38,12 @@ impl PassTimes {
         self.measured[tokens - 1] = Some((before * ratio.powf(own), count.saturating_add(1)));
     }
 
+    /// The most tokens that a pass may have: twice as many as any before, so that nobody is surprised
+    /// by what it takes.
+    pub(crate) fn reach(&self) -> usize {
+        2 * self.measured.iter().rposition(Option::is_some).map_or(0, |at| at + 1)
+    }
+
     /// Seconds that a pass of so many tokens takes; `None` where nothing was measured yet.
     pub(crate) fn expect(&self, tokens: usize) -> Option<f64> {
         let known = |at: usize| self.measured.get(at - 1).copied().flatten().map(|(s, _)| s);
@@ -71,13 +77,14 @@ mod tests {
     #[test]
     fn what_was_not_measured_lies_between_or_beyond_what_was() {
         let mut times = PassTimes::default();
-        assert_eq!(times.expect(3), None);
+        assert_eq!((times.expect(3), times.reach()), (None, 0));
         times.measure(1, 1.0);
         assert_eq!(times.expect(1), Some(1.0));
         assert_eq!(times.expect(5), Some(1.0 + 4.0 * SLOPE));
         times.measure(5, 1.8);
         assert!((times.expect(3).unwrap() - 1.4).abs() < 1e-9);
         assert!((times.expect(6).unwrap() - 2.0).abs() < 1e-9);
+        assert_eq!(times.reach(), 10);
         times.measure(64, 9.0);
         assert!(times.expect(200).unwrap() >= 9.0);
         let mut times = PassTimes::default();
