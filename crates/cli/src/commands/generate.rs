@@ -30,6 +30,7 @@ const USUAL_LENGTH: usize = 256;
   lathe generate model.gguf \"Is Rome in Italy? \" --choice yes --choice no
   lathe generate model.gguf \"A cat as JSON: \" --json-schema cat.json --temperature 0.7
   lathe generate model.gguf \"Dear diary\" --draft small.gguf --stats
+  lathe generate model.gguf - --speculate lookup < report.txt
   lathe generate model.gguf \"In 2 + 3 * 4: \" --grammar arithmetic.gbnf
 
 The text is continued as it stands, without any chat template: `lathe chat` uses the template.")]

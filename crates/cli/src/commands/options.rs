@@ -83,7 +83,7 @@ pub(crate) struct SpeculationArgs {
     /// Guess how the text goes on and check several tokens in one pass over the weights: `lookup`
     /// goes by what followed when its last words came before. The text is the same, only faster;
     /// where it does not pay, nothing is guessed
-    #[arg(long, value_name = "HOW", default_value = "lookup", value_parser = ["lookup", "off"])]
+    #[arg(long, value_name = "HOW", default_value = "off", value_parser = ["off", "lookup"])]
     speculate: String,
     /// A smaller model with the same tokenizer, which guesses instead. The text is the same
     #[arg(long, value_name = "MODEL", conflicts_with = "speculate")]
@@ -99,8 +99,8 @@ impl SpeculationArgs {
     /// How to guess, and the draft if there is one.
     fn how(&self) -> (Speculation, Option<&str>) {
         let how = match self.speculate.as_str() {
-            "off" => Speculation::Off,
-            _ => Speculation::Lookup,
+            "lookup" => Speculation::Lookup,
+            _ => Speculation::Off,
         };
         (how, self.draft.as_deref())
     }

@@ -32,10 +32,10 @@ pub(crate) use speculator::{Checked, Learnt, Speculator};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Speculation {
     /// Nobody.
+    #[default]
     Off,
     /// Prompt look-up: what followed when the text's last tokens came before, in the prompt or in
     /// the text itself.
-    #[default]
     Lookup,
     /// A smaller model with the same tokens ([`crate::Native::with_draft`]). Without one, nobody.
     Draft,

@@ -40,7 +40,8 @@ fn tiny(name: &str, options: &Options) -> Native {
 }
 
 fn options(batch: usize) -> Options {
-    Options { threads: 2, context: Some(64), batch, ..Options::default() }
+    let speculation = Speculation::Lookup;
+    Options { threads: 2, context: Some(64), batch, speculation, ..Options::default() }
 }
 
 fn prompt(length: usize, seed: usize) -> Vec<u32> {
