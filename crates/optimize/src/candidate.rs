@@ -97,6 +97,9 @@ impl Coding {
                 Some(("rotate", seed)) => coding.rotate.replace(number(seed)?).is_some(),
                 Some(("drop", count)) => {
                     let count = number(count)? as usize;
+                    if count == 0 {
+                        return Err(format!("`{part}` drops nothing; drop:1 leaves one layer out"));
+                    }
                     coding.drop_layers.replace(count).is_some()
                 }
                 Some(_) => coding.prune.replace(part.to_owned()).is_some(),
@@ -242,7 +245,9 @@ mod tests {
         let label = Candidate::of(coding, "f16").label;
         assert_eq!(label, "INT4 g128, GPTQ, rotated, 2 layers fewer");
         assert_eq!(Coding::parse("q4_0+rotate:7").unwrap().rotate, Some(7));
-        for bad in ["q4_0+rotate:x", "q4_0+gptq+awq", "q4_0+drop:", "q4_0+drop:1+drop:2"] {
+        for bad in
+            ["q4_0+rotate:x", "q4_0+gptq+awq", "q4_0+drop:", "q4_0+drop:0", "q4_0+drop:1+drop:2"]
+        {
             assert!(Coding::parse(bad).is_err(), "{bad}");
         }
     }
