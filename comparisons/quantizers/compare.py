@@ -33,6 +33,8 @@ GGUF_TYPES = ["Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_
               "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"]
 PEER_METHODS = {"rtn": "round to nearest", "gptq": "GPTQ", "awq": "AWQ",
                 "smoothquant": "SmoothQuant 0.8 then GPTQ"}
+# Rows that are judged with inputs rounded, as engines run such files; all others by their weights alone.
+AS_RUN = ", inputs rounded"
 
 
 def pairs(args):
@@ -86,6 +88,10 @@ def pairs(args):
              ["--to", "int4_asym_g128", "--method", "awq-gptq", *calibrated]),
             ("smoothquant", "W8A8", "SmoothQuant 0.8 then GPTQ, w8a8",
              ["--to", "w8a8", "--smooth", "0.8", *gptq]),
+            ("smoothquant", "W8A8", f"SmoothQuant 0.8 then GPTQ, w8a8{AS_RUN}",
+             ["--to", "w8a8", "--smooth", "0.8", *gptq]),
+            ("smoothquant", "W8A8", f"SmoothQuant then GPTQ, w8a8{AS_RUN}",
+             ["--to", "w8a8", "--smooth", "auto", *gptq]),
         ]:
             theirs = [args.llmcompressor, HERE / "peer_llmcompressor.py", "MODEL", "OUT", method]
             theirs += [scheme, args.calibration, str(args.samples), str(args.length)]
@@ -164,11 +170,13 @@ class Model:
         note.write_text(json.dumps(took))
         return out, took
 
-    def quality(self, key, path):
+    def quality(self, key, path, as_run):
         """Sums against the unquantized model per document, by Lathe's own evaluation."""
+        key += "-as-run" if as_run else ""
         raw = self.work / f"{key}.raw.json"
         if not raw.exists():
-            command = [self.args.lathe, "eval", path, "--base", self.path, "--exact"]
+            command = [self.args.lathe, "eval", path, "--base", self.path]
+            command += [] if as_run else ["--exact"]
             command += ["--data", self.args.text, "--max-tokens", str(self.args.max_tokens)]
             command += ["--conventions", "documents", "--no-choices", "--save", raw]
             timed(command, self.work / f"{key}.eval.log")
@@ -247,7 +255,9 @@ def compare(args, model):
             make = [args.lathe, "quantize", "MODEL", *options, "-o", "OUT"]
             make += ["--threads", str(args.threads)]
             ours, ours_took = model.made(ours_key, make, peer == "llama.cpp")
-            both = compared(model.quality(ours_key, ours), model.quality(theirs_key, theirs))
+            as_run = ours_name.endswith(AS_RUN)
+            files = [(ours_key, ours), (theirs_key, theirs)]
+            both = compared(*(model.quality(key, path, as_run) for key, path in files))
         except RuntimeError as error:
             print(f"  {error}", file=sys.stderr)
             results.append({"model": model.name, "peer": peer, "name": name, "ours": ours_name,

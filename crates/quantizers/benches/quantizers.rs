@@ -12,7 +12,7 @@ mod common;
 use std::{collections::BTreeMap, thread, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use lathe_files::Checkpoint;
+use lathe_files::{Activations, Checkpoint};
 use lathe_formats::{AnyFormat, Effort, by_name};
 use lathe_models::{Kind, Model, Part, Role};
 use lathe_quantizers::{
@@ -52,6 +52,7 @@ fn stats(cols: usize) -> Stats {
         importance: (0..cols).map(|i| of(i, i)).collect(),
         absmax: (0..cols).map(|i| 4.0 * size(i)).collect(),
         hessian: Some((0..cols * cols).map(|at| of(at / cols, at % cols)).collect()),
+        ..Stats::default()
     }
 }
 
@@ -142,7 +143,12 @@ fn transforms(c: &mut Criterion) {
     };
     let linears: BTreeMap<Part, _> = model.spec.weights().into_iter().filter_map(linear).collect();
     let formats = linears.keys().map(|part| (*part, format("int4_g128"))).collect();
-    let cx = Context { formats: &formats, quantizer: &Search, threads: threads() };
+    let cx = Context {
+        formats: &formats,
+        quantizer: &Search,
+        activations: Activations::Float,
+        threads: threads(),
+    };
     let stages = model.spec.layers[0].stages();
     let stats: Vec<Stats> = stages.iter().map(|s| stats(linears[&s.linears[0]].cols)).collect();
     let mut group = c.benchmark_group("transforms");

@@ -58,6 +58,7 @@ pub(crate) fn divide(stats: &mut Stats, scales: &[f32]) {
     by(&mut stats.absmax);
     by(&mut stats.importance);
     by(&mut stats.importance);
+    stats.sample.chunks_exact_mut(scales.len().max(1)).for_each(by);
     if let Some(hessian) = &mut stats.hessian {
         for (row, scale) in hessian.chunks_exact_mut(scales.len().max(1)).zip(scales) {
             row.iter_mut().zip(scales).for_each(|(x, s)| *x /= s * scale);
@@ -94,12 +95,14 @@ mod tests {
             mean_abs: vec![2.0, 3.0],
             importance: vec![4.0, 9.0],
             absmax: vec![4.0, 6.0],
+            sample: vec![1.0, -6.0, 4.0, 0.5],
             hessian: Some(vec![4.0, 1.0, 1.0, 9.0]),
         };
         divide(&mut stats, &[2.0, 0.5]);
         assert_eq!(stats.mean_abs, [1.0, 6.0]);
         assert_eq!(stats.importance, [1.0, 36.0]);
         assert_eq!(stats.absmax, [2.0, 12.0]);
+        assert_eq!(stats.sample, [0.5, -12.0, 2.0, 1.0]);
         assert_eq!(stats.hessian, Some(vec![1.0, 1.0, 1.0, 36.0]));
     }
 }

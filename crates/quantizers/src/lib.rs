@@ -29,6 +29,7 @@ mod quantizer;
 mod recipe;
 mod revise;
 mod rotate;
+mod scaled;
 mod smooth;
 mod source;
 mod stats;

@@ -63,6 +63,7 @@ fn words(quantizer: &'static str) -> &'static str {
         "rtn" => "round to nearest",
         "search" => "round to nearest, scales searched for the least error",
         "gptq" => "GPTQ",
+        "gptq act-order" => "GPTQ (act-order)",
         other => other,
     }
 }

@@ -91,6 +91,11 @@ impl Method {
         self.name == "imatrix"
     }
 
+    /// Whether it codes columns in an order that can be chosen ([`Gptq::order`]).
+    pub fn orders(&self) -> bool {
+        matches!(self.name, "gptq" | "awq-gptq")
+    }
+
     /// The method of this name.
     pub fn by_name(name: &str) -> Option<&'static Self> {
         METHODS.iter().find(|method| method.name == name)

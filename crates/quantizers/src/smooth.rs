@@ -2,47 +2,55 @@
 
 use lathe_models::{Part, Stage};
 
-use crate::{Block, Context, Error, Needs, Stats, Transform, fold::fold};
+use crate::{
+    Block, Context, Error, Needs, Stats, Transform,
+    fold::fold,
+    recipe::is_dense,
+    scaled::{Scaled, by_channel},
+};
 
 /// SmoothQuant: what is extreme in a layer's inputs moves into its weights, so that both can be
 /// rounded to 8 bits.
 ///
-/// The inputs of column j are divided by max|xⱼ|^α / max|wⱼ|^(1−α).
+/// The inputs of column j are divided by max|xⱼ|^α / max|wⱼ|^(1−α). Where α is not given, each stage
+/// gets its own: the one with the least error of the stage's outputs when its weights and, if
+/// engines round them too, its inputs are rounded. That may be no smoothing at all.
 ///
 /// **Source** Xiao et al. 2022 (arXiv 2211.10438), equation 4.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Smooth {
-    /// How much of the difficulty moves, 0 to 1.
-    pub alpha: f32,
-}
-
-impl Default for Smooth {
-    /// The middle, which the paper finds right for most models.
-    fn default() -> Self {
-        Self { alpha: 0.5 }
-    }
+    /// How much of the difficulty moves, 0 to 1; each stage's best where it is not given.
+    pub alpha: Option<f32>,
 }
 
 impl Smooth {
+    /// The same share for all stages, as in the paper.
+    ///
     /// **Errors**: a share that is not between 0 and 1.
     pub fn new(alpha: f32) -> Result<Self, Error> {
         if (0.0..=1.0).contains(&alpha) {
-            return Ok(Self { alpha });
+            return Ok(Self { alpha: Some(alpha) });
         }
         Err(Error::Unsupported {
             what: format!("smoothing with alpha {alpha}"),
-            instead: "choose between 0 and 1, such as 0.5".to_owned(),
+            instead: "choose between 0 and 1, such as 0.5, or auto".to_owned(),
         })
     }
 }
 
 impl Transform for Smooth {
     fn name(&self) -> String {
-        format!("smoothquant alpha {}", self.alpha)
+        match self.alpha {
+            Some(alpha) => format!("smoothquant alpha {alpha}"),
+            None => "smoothquant".to_owned(),
+        }
     }
 
     fn needs(&self) -> Needs {
-        Needs::Importance
+        match self.alpha {
+            Some(_) => Needs::Importance,
+            None => Needs::Hessian,
+        }
     }
 
     fn folds(&self) -> bool {
@@ -54,21 +62,83 @@ impl Transform for Smooth {
         block: &mut Block<'_>,
         stage: &Stage,
         stats: &mut Stats,
-        _: &Context<'_>,
+        cx: &Context<'_>,
     ) -> Result<Vec<String>, Error> {
-        if stats.count == 0 {
+        let known = stats.absmax.iter().chain(&stats.importance).all(|x| x.is_finite());
+        if stats.count == 0 || !known {
             return Ok(Vec::new());
         }
-        let weights = by_channel(stage, &columns(block, &stage.linears, stats.absmax.len()));
-        let inputs = by_channel(stage, &stats.absmax);
+        let extremes = Extremes {
+            inputs: by_channel(stage, &stats.absmax, f32::max),
+            weights: by_channel(
+                stage,
+                &columns(block, &stage.linears, stats.absmax.len()),
+                f32::max,
+            ),
+        };
+        let best = match self.alpha {
+            Some(alpha) => Some(alpha),
+            None => extremes.best(block, stage, stats, cx)?,
+        };
+        if let Some(alpha) = best {
+            fold(block, stage, stats, &extremes.scales(alpha));
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// The largest input and weight of each channel.
+struct Extremes {
+    inputs: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+impl Extremes {
+    fn scales(&self, alpha: f32) -> Vec<f32> {
         // A channel that is never fed, or never used, has nothing to share.
         let scale = |(x, w): (&f32, &f32)| match *x > 0.0 && *w > 0.0 {
-            true => (x.powf(self.alpha) / w.powf(1.0 - self.alpha)).max(LEAST),
+            true => (x.powf(alpha) / w.powf(1.0 - alpha)).max(LEAST),
             false => 1.0,
         };
-        let scales: Vec<f32> = inputs.iter().zip(&weights).map(scale).collect();
-        fold(block, stage, stats, &scales);
-        Ok(Vec::new())
+        self.inputs.iter().zip(&self.weights).map(scale).collect()
+    }
+
+    /// The share with the least error; none where all are worse than leaving things as they are.
+    fn best(
+        &self,
+        block: &Block<'_>,
+        stage: &Stage,
+        stats: &Stats,
+        cx: &Context<'_>,
+    ) -> Result<Option<f32>, Error> {
+        let coded = |part: &Part| Some((block.matrix(*part)?, *cx.formats.get(part)?));
+        let linears: Vec<_> =
+            stage.linears.iter().filter_map(coded).filter(|l| !is_dense(l.1)).collect();
+        if linears.is_empty() {
+            return Ok(None);
+        }
+        let scaled = Scaled::new(&linears, stage, stats, cx);
+        let mut best = None;
+        let mut least = scaled.error(&vec![1.0; self.inputs.len()])?;
+        let mut look = |alpha: f32, best: &mut Option<f32>| -> Result<(), Error> {
+            let error = scaled.error(&self.scales(alpha))?;
+            if error < least {
+                (*best, least) = (Some(alpha), error);
+            }
+            Ok(())
+        };
+        for tenth in 0..=10 {
+            look(tenth as f32 / 10.0, &mut best)?;
+        }
+        for step in [0.05, 0.025] {
+            let Some(middle) = best else { break };
+            for alpha in [middle - step, middle + step] {
+                if (0.0..=1.0).contains(&alpha) {
+                    look(alpha, &mut best)?;
+                }
+            }
+        }
+        Ok(best)
     }
 }
 
@@ -84,14 +154,4 @@ fn columns(block: &Block<'_>, linears: &[Part], cols: usize) -> Vec<f32> {
         }
     }
     largest
-}
-
-/// The largest over the columns of each channel.
-fn by_channel(stage: &Stage, columns: &[f32]) -> Vec<f32> {
-    let mut channels = vec![0f32; columns.len() / stage.before.repeat()];
-    for (column, value) in columns.iter().enumerate() {
-        let channel = &mut channels[stage.before.channel(column)];
-        *channel = channel.max(*value);
-    }
-    channels
 }

@@ -9,6 +9,9 @@ pub struct Stats {
     pub importance: Vec<f32>,
     /// Largest |x| of each column, \[cols\]; empty as `mean_abs`.
     pub absmax: Vec<f32>,
+    /// The inputs of some tokens, spread over all of them, \[n, cols\]: for what depends on a token's
+    /// inputs together. May be empty.
+    pub sample: Vec<f32>,
     /// Mean of x xᵀ, \[cols, cols\], symmetric with both halves filled, where it was asked for.
     pub hessian: Option<Vec<f32>>,
 }

@@ -1,6 +1,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use lathe_base::Bytes;
+use lathe_files::Activations;
 use lathe_formats::AnyFormat;
 use lathe_models::{Part, Stage};
 
@@ -46,5 +47,7 @@ pub struct Context<'a> {
     pub formats: &'a BTreeMap<Part, &'static dyn AnyFormat>,
     /// What will choose the codes.
     pub quantizer: &'a dyn Quantizer,
+    /// What engines will do to the inputs of the coded linears.
+    pub activations: Activations,
     pub threads: usize,
 }

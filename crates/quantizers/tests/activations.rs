@@ -60,7 +60,8 @@ fn smoothing_makes_inputs_that_are_less_extreme_and_the_same_model() {
     let folder = tempfile::tempdir().unwrap();
     let mut scales = |name: &str, alpha: Option<f32>| {
         let made = folder.path().join(name);
-        case.transforms = alpha.map(|alpha| Box::new(Smooth { alpha }) as _).into_iter().collect();
+        case.transforms =
+            alpha.map(|alpha| Box::new(Smooth::new(alpha).unwrap()) as _).into_iter().collect();
         case.calibrate_with(&Rtn, &made, &calibration(), &Silent).unwrap();
         let checkpoint = Checkpoint::open(&made).unwrap();
         let weight = checkpoint.weight("model.layers.0.mlp.gate_proj.weight").unwrap();

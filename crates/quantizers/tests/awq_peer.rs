@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use lathe_engine::{Fed, LayerRunner, Room};
-use lathe_files::Checkpoint;
+use lathe_files::{Activations, Checkpoint};
 use lathe_formats::by_name;
 use lathe_models::{Model, Part, Role, Stage};
 use lathe_quantizers::{
@@ -28,7 +28,8 @@ fn stats(x: &[f32], cols: usize) -> Stats {
         }
     }
     let importance = (0..cols).map(|i| hessian[i * cols + i]).collect();
-    Stats { count: tokens as u64, mean_abs, importance, absmax, hessian: Some(hessian) }
+    let hessian = Some(hessian);
+    Stats { count: tokens as u64, mean_abs, importance, absmax, hessian, ..Stats::default() }
 }
 
 /// What rounding adds to the outputs of a stage.
@@ -69,7 +70,12 @@ fn awq_loses_less_than_llm_compressors() {
             .flat_map(|stage| stage.linears)
             .map(|part| (part, by_name(FORMAT).unwrap()))
             .collect();
-        let cx = Context { formats: &formats, quantizer: &Rtn, threads: 2 };
+        let cx = Context {
+            formats: &formats,
+            quantizer: &Rtn,
+            activations: Activations::Float,
+            threads: 2,
+        };
         let (mut ours, mut theirs) = (0.0, 0.0);
         for (nth, stage) in layer.stages().iter().enumerate() {
             let mut source =

@@ -8,7 +8,7 @@ use std::{
 
 use lathe_api::Engine;
 use lathe_engine::{KvType, Native, Options, Precision};
-use lathe_files::Checkpoint;
+use lathe_files::{Activations, Checkpoint};
 use lathe_formats::{AnyFormat, by_name};
 use lathe_models::{Kind, Model, Part, Role, Spec, Stage};
 use lathe_quantizers::{
@@ -44,6 +44,7 @@ fn stats(cols: usize, seed: usize) -> Stats {
         importance: size.iter().map(|x| x * x).collect(),
         absmax: size.iter().map(|x| 4.0 * x).collect(),
         hessian: Some(hessian),
+        ..Stats::default()
     }
 }
 
@@ -63,7 +64,8 @@ fn apply_and(
     then: &mut dyn FnMut(usize, &Block<'_>, &Stats),
 ) {
     let formats = formats(block.spec, to);
-    let cx = Context { formats: &formats, quantizer: &Rtn, threads };
+    let cx =
+        Context { formats: &formats, quantizer: &Rtn, activations: Activations::Float, threads };
     for (nth, stage) in block.layer().stages().iter().enumerate() {
         let cols = block.matrix(stage.linears[0]).unwrap().cols;
         let mut stats = stats(cols, nth + 7 * block.index);
@@ -101,7 +103,8 @@ fn logits(stored: &Stored<'_>, blocks: &HashMap<usize, Block<'_>>) -> Vec<f32> {
 
 #[test]
 fn scales_leave_the_logits_of_every_architecture() {
-    let transforms: [&dyn Transform; 2] = [&Awq { clip: false }, &Smooth::default()];
+    let halves = Smooth::new(0.5).unwrap();
+    let transforms: [&dyn Transform; 3] = [&Awq { clip: false }, &halves, &Smooth::default()];
     for path in goldens() {
         let checkpoint = Checkpoint::open(&path).unwrap();
         let model = Model::read(&checkpoint).unwrap();
@@ -229,7 +232,8 @@ fn the_result_is_the_same_at_any_thread_count() {
 fn calibration_that_saw_nothing_or_nonsense_keeps_weights_finite() {
     let spec = spec();
     let formats = formats(&spec, "int4_g32");
-    let cx = Context { formats: &formats, quantizer: &Rtn, threads: 1 };
+    let cx =
+        Context { formats: &formats, quantizer: &Rtn, activations: Activations::Float, threads: 1 };
     let transforms: [&dyn Transform; 2] = [&Awq::default(), &Smooth::default()];
     for value in [0.0, f32::NAN, f32::INFINITY, 1e-30] {
         for transform in transforms {
@@ -241,6 +245,7 @@ fn calibration_that_saw_nothing_or_nonsense_keeps_weights_finite() {
                     importance: vec![value; 128],
                     absmax: vec![value; 128],
                     hessian: Some(vec![value; 128 * 128]),
+                    ..Stats::default()
                 };
                 transform.apply(&mut block, stage, &mut stats, &cx).unwrap();
             }
@@ -257,7 +262,8 @@ fn smoothing_by_halves_makes_inputs_and_weights_equally_extreme() {
     let spec = spec();
     let mut block = block(&spec);
     let stages = spec.layers[0].stages();
-    apply_and(&Smooth::default(), &mut block, ("int8", 1), &mut |nth, block, stats| {
+    let smooth = Smooth::new(0.5).unwrap();
+    apply_and(&smooth, &mut block, ("int8", 1), &mut |nth, block, stats| {
         if stages[nth].before.repeat() > 1 {
             return; // Columns share a channel.
         }
@@ -273,10 +279,84 @@ fn smoothing_by_halves_makes_inputs_and_weights_equally_extreme() {
     });
 }
 
+/// Inputs `[T, cols]`, of which two columns are much larger than the others.
+fn uneven_inputs(tokens: usize, cols: usize) -> Vec<f32> {
+    let size = |column: usize| match column {
+        5 => 40.0,
+        77 => 15.0,
+        _ => 1.0,
+    };
+    noise(tokens * cols, 3).iter().enumerate().map(|(i, x)| x * size(i % cols)).collect()
+}
+
+/// As engines round inputs to 8 bits: with a scale for each token.
+fn round_inputs(x: &mut [f32]) {
+    let step = x.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+    x.iter_mut().for_each(|x| *x = (*x / step).round() * step);
+}
+
+/// The mean square error of the outputs of attention's projections with 8-bit weights and inputs.
+fn rounded_error(smooth: Option<Smooth>) -> f64 {
+    let spec = spec();
+    let (mut block, stage) = (block(&spec), spec.layers[0].stages().remove(0));
+    let exact = block.clone();
+    let (tokens, cols) = (96, 128);
+    let x = uneven_inputs(tokens, cols);
+    let mean = |f: &dyn Fn(&[f32]) -> f32| x.chunks_exact(cols).map(f).sum::<f32>() / 96.0;
+    let mut stats = Stats {
+        count: tokens as u64,
+        mean_abs: (0..cols).map(|i| mean(&|x| x[i].abs())).collect(),
+        importance: (0..cols).map(|i| mean(&|x| x[i] * x[i])).collect(),
+        absmax: (0..cols)
+            .map(|i| x.iter().skip(i).step_by(cols).fold(0f32, |m, x| m.max(x.abs())))
+            .collect(),
+        sample: x.clone(),
+        hessian: Some((0..cols * cols).map(|at| mean(&|x| x[at / cols] * x[at % cols])).collect()),
+    };
+    let before = stats.absmax.clone();
+    if let Some(smooth) = smooth {
+        let formats = formats(&spec, "int8");
+        let activations = Activations::Int8PerToken;
+        let cx = Context { formats: &formats, quantizer: &Rtn, activations, threads: 1 };
+        smooth.apply(&mut block, &stage, &mut stats, &cx).unwrap();
+    }
+    let scales: Vec<f32> = before.iter().zip(&stats.absmax).map(|(b, a)| b / a).collect();
+    let mut error = 0.0;
+    for part in &stage.linears {
+        let (weights, coded) = (exact.matrix(*part).unwrap(), block.matrix(*part).unwrap());
+        let format = by_name("int8").unwrap();
+        let coded = Rtn.quantize(coded, None, format, 1).unwrap().blocks;
+        let mut row = vec![0.0; cols];
+        for nth in 0..weights.rows {
+            coded.decode_row(nth, &mut row);
+            for x in x.chunks_exact(cols) {
+                let mut scaled: Vec<f32> = x.iter().zip(&scales).map(|(x, s)| x / s).collect();
+                round_inputs(&mut scaled);
+                let dot = |a: &[f32], b: &[f32]| -> f64 {
+                    a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum()
+                };
+                error += (dot(&row, &scaled) - dot(weights.row(nth), x)).powi(2);
+            }
+        }
+    }
+    error / tokens as f64
+}
+
+#[test]
+fn the_share_that_is_searched_loses_no_more_than_any_other() {
+    let searched = rounded_error(Some(Smooth::default()));
+    let plain = rounded_error(None);
+    assert!(searched < 0.2 * plain, "{searched} of {plain}");
+    for alpha in [0.25, 0.5, 0.75, 1.0] {
+        let fixed = rounded_error(Some(Smooth::new(alpha).unwrap()));
+        assert!(searched < 1.05 * fixed, "{searched}, with {alpha} {fixed}");
+    }
+}
+
 #[test]
 fn a_share_outside_0_to_1_is_refused() {
     for alpha in [-0.1, 1.5, f32::NAN] {
         assert!(Smooth::new(alpha).is_err());
     }
-    assert_eq!(Smooth::new(0.7).unwrap().alpha, 0.7);
+    assert_eq!(Smooth::new(0.7).unwrap().alpha, Some(0.7));
 }

@@ -14,8 +14,8 @@ use lathe_formats::AnyFormat;
 use lathe_models::Model;
 use lathe_preflight::Answer;
 use lathe_quantizers::{
-    Done, METHODS, Method, Mix, Needs, Overrides, Plan, Recipe, Rule, Scheme, Settings, Smooth,
-    Stored, Summary, Target, Weights, mix_by_name,
+    Done, METHODS, Method, Mix, Needs, Order, Overrides, Plan, Recipe, Rule, Scheme, Settings,
+    Smooth, Stored, Summary, Target, Weights, mix_by_name,
 };
 use serde::Serialize;
 
@@ -84,10 +84,15 @@ pub(crate) struct QuantizeArgs {
     /// Importance matrix of this model, by `lathe imatrix` or llama.cpp: columns count by it
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// Move so much of what is extreme in each matrix's inputs into its weights first, 0 to 1
-    /// (calibrates; 0.5 is usual): for engines that round inputs too
-    #[arg(long, value_name = "ALPHA")]
-    smooth: Option<f32>,
+    /// Move what is extreme in each matrix's inputs into its weights first, for engines that round
+    /// inputs too: a share from 0 to 1 for all, or auto for what loses least at each place
+    /// (calibrates)
+    #[arg(long, value_name = "ALPHA", num_args = 0..=1, default_missing_value = "auto", value_parser = smooth)]
+    smooth: Option<Smooth>,
+    /// Code the columns that meet the largest inputs first, with all scales fitted before (gptq's
+    /// "act-order" with static groups) [default: from the first to the last]
+    #[arg(long)]
+    act_order: bool,
     /// Turn the model into another basis first, in which weights have fewer outliers; the number
     /// decides into which
     #[arg(long, value_name = "SEED", num_args = 0..=1, default_missing_value = "0")]
@@ -128,7 +133,7 @@ Examples:
   lathe quantize ./Qwen2.5-1.5B --to bf16 --drop-layers 2       the two that do least
   lathe quantize ./Qwen2.5-1.5B --budget 1GiB --calibration chats.jsonl -o qwen-1g.gguf
   lathe quantize ./Qwen2.5-1.5B --to q4_k_m --imatrix qwen.imatrix.gguf -o qwen-q4_k_m.gguf
-  lathe quantize ./Qwen2.5-1.5B --to w8a8 --smooth 0.5          INT8 weights and inputs
+  lathe quantize ./Qwen2.5-1.5B --to w8a8 --smooth              INT8 weights and inputs
   lathe quantize ./Qwen2.5-1.5B --to fp8_block --layout fp8     as DeepSeek's checkpoints
 
 Formats: f32, f16, bf16; int8, int8_tensor, int{2,3,4,8}[_asym]_{g32,g64,g128,row}[_f16] such as
@@ -187,6 +192,14 @@ fn activations(name: &str) -> Result<Activations, String> {
         let known = Activations::ALL.map(Activations::name).join(", ");
         format!("there are no activations `{name}`; there are {known}")
     })
+}
+
+fn smooth(share: &str) -> Result<Smooth, String> {
+    if share == "auto" {
+        return Ok(Smooth::default());
+    }
+    let alpha = share.parse().map_err(|_| format!("`{share}` is neither auto nor a number"))?;
+    Smooth::new(alpha).map_err(|error| error.to_string())
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -366,9 +379,15 @@ impl QuantizeArgs {
             let (name, format, others) = (method.name, plan.format.name(), others.join(", "));
             bail!("--method {name} cannot choose codes of {format}; these can: {others}");
         }
-        let mut pipeline = (method.make)(&Settings::default())?;
-        if let Some(alpha) = self.smooth {
-            let smooth = Smooth::new(alpha).context("--smooth")?;
+        let mut settings = Settings::default();
+        if self.act_order {
+            if !method.orders() {
+                bail!("--act-order is gptq's; {} has no order of columns", method.name);
+            }
+            settings.gptq.order = Order::Importance;
+        }
+        let mut pipeline = (method.make)(&settings)?;
+        if let Some(smooth) = self.smooth {
             pipeline.transforms.insert(0, Box::new(smooth));
         }
         if let Some(prune) = self.pruning.prune {

@@ -1,7 +1,10 @@
 use lathe_formats::AnyFormat;
 
-use super::{output_error, rounded, sample};
-use crate::{Context, Dense, Error, Stats, loss::group_errors};
+use crate::{
+    Context, Dense, Error, Stats,
+    loss::{group_errors, output_error},
+    scaled::{rounded, sample},
+};
 
 /// Shares of a group's range that are tried besides all of it: AutoAWQ's reach.
 const RATIOS: [f32; 10] = [0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5];

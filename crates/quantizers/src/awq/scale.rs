@@ -1,8 +1,10 @@
 use lathe_formats::AnyFormat;
 use lathe_models::Stage;
 
-use super::{output_error, rounded, sample, without_hessian};
-use crate::{Context, Dense, Error, Stats, fold::divide};
+use crate::{
+    Context, Dense, Error, Stats,
+    scaled::{Scaled, by_channel},
+};
 
 /// The scales of a stage's channels with the least error of the outputs of `linears`; all 1 where
 /// none are better.
@@ -12,14 +14,12 @@ pub(super) fn search(
     stats: &Stats,
     cx: &Context<'_>,
 ) -> Result<Vec<f32>, Error> {
-    let samples: Vec<_> = linears.iter().map(|(w, format)| (sample(w), *format)).collect();
+    let share = 1.0 / stage.before.repeat() as f32;
+    let means = |columns: &[f32]| by_channel(stage, columns, |sum, x| sum + x * share);
     let search = Search {
-        inputs: logs(&by_channel(stage, &stats.mean_abs)),
-        weights: logs(&by_channel(stage, &magnitudes(linears))),
-        samples,
-        stage,
-        stats,
-        cx,
+        inputs: logs(&means(&stats.mean_abs)),
+        weights: logs(&means(&magnitudes(linears))),
+        scaled: Scaled::new(linears, stage, stats, cx),
     };
     let best = search.best()?;
     Ok(search.scales(best))
@@ -33,10 +33,7 @@ struct Exponents {
 }
 
 struct Search<'a> {
-    samples: Vec<(Dense, &'static dyn AnyFormat)>,
-    stage: &'a Stage,
-    stats: &'a Stats,
-    cx: &'a Context<'a>,
+    scaled: Scaled<'a>,
     /// Logarithms of the mean |x| of each channel.
     inputs: Vec<f32>,
     /// Logarithms of the mean |w| of each channel, relative to the largest of its group.
@@ -49,9 +46,9 @@ impl Search<'_> {
     fn best(&self) -> Result<Exponents, Error> {
         const LINE: usize = 5;
         let mut best = Exponents { inputs: 0.0, weights: 0.0 };
-        let mut least = self.error(best)?;
+        let mut least = self.scaled.error(&self.scales(best))?;
         let mut try_at = |at: Exponents, best: &mut Exponents| -> Result<bool, Error> {
-            let error = self.error(at)?;
+            let error = self.scaled.error(&self.scales(at))?;
             let better = error < least;
             if better {
                 (*best, least) = (at, error);
@@ -90,41 +87,10 @@ impl Search<'_> {
         let middle = (most + least) / 2.0;
         logs.iter().map(|log| (log - middle).clamp(-FARTHEST, FARTHEST).exp()).collect()
     }
-
-    /// What rounding adds to the outputs when the weights are scaled.
-    fn error(&self, at: Exponents) -> Result<f64, Error> {
-        let scales = self.stage.before.by_column(&self.scales(at));
-        let mut scaled_stats = without_hessian(self.stats);
-        divide(&mut scaled_stats, &scales);
-        let mut sum = 0.0;
-        for (weights, format) in &self.samples {
-            let mut scaled = weights.clone();
-            for row in 0..scaled.rows {
-                scaled.row_mut(row).iter_mut().zip(&scales).for_each(|(w, s)| *w *= s);
-            }
-            let mut delta = rounded(&scaled, &scaled_stats, *format, self.cx)?;
-            for row in 0..delta.rows {
-                let places = delta.row_mut(row).iter_mut().zip(weights.row(row)).zip(&scales);
-                places.for_each(|((d, w), s)| *d = *d / s - w);
-            }
-            sum += output_error(&delta, self.stats, self.cx.threads);
-        }
-        Ok(sum)
-    }
 }
 
 /// The natural logarithm of the farthest that a scale goes from 1.
 const FARTHEST: f32 = 9.0;
-
-/// Means over the columns of each channel.
-fn by_channel(stage: &Stage, columns: &[f32]) -> Vec<f32> {
-    let repeat = stage.before.repeat();
-    let mut channels = vec![0.0; columns.len() / repeat];
-    for (column, value) in columns.iter().enumerate() {
-        channels[stage.before.channel(column)] += value / repeat as f32;
-    }
-    channels
-}
 
 /// Logarithms, with 0 and everything that is next to nothing at a thousandth of the mean.
 fn logs(values: &[f32]) -> Vec<f32> {

@@ -14,7 +14,17 @@ pub(crate) struct Collector {
     count: u64,
     strips: Vec<Mutex<Strip>>,
     gram: Option<Gram>,
+    sample: Sample,
 }
+
+/// The inputs of some tokens: every `stride`-th one.
+struct Sample {
+    stride: u64,
+    inputs: Vec<f32>,
+}
+
+/// A sample has at least so many tokens, where there are so many, and never twice as many.
+const SAMPLE: usize = 64;
 
 /// Columns that one task is about.
 const STRIP: usize = 64;
@@ -64,13 +74,15 @@ impl Collector {
             || Mutex::new(Strip { abs: [0.0; STRIP], squares: [0.0; STRIP], most: [0.0; STRIP] });
         let gram = (needs == Needs::Hessian).then(|| Gram::new(cols)).transpose()?;
         let strips = (0..cols.div_ceil(STRIP)).map(|_| strip()).collect();
-        Ok(Self { cols, count: 0, strips, gram })
+        let sample = Sample { stride: 1, inputs: Vec::new() };
+        Ok(Self { cols, count: 0, strips, gram, sample })
     }
 
     /// What it holds while it gathers.
     pub(crate) fn bytes(cols: usize, needs: Needs) -> Bytes {
         let gram = if needs == Needs::Hessian { Gram::bytes(cols) } else { 0 };
-        Bytes((gram + cols.div_ceil(STRIP) * size_of::<Strip>()) as u64)
+        let sample = 2 * SAMPLE * cols * size_of::<f32>();
+        Bytes((gram + cols.div_ceil(STRIP) * size_of::<Strip>() + sample) as u64)
     }
 
     /// Adds inputs `[T, cols]`.
@@ -94,6 +106,7 @@ impl Collector {
         if let Some(gram) = &mut self.gram {
             gram.add(pool, x);
         }
+        self.sample.add(self.count, cols, x);
         self.count += (x.len() / cols) as u64;
         Ok(())
     }
@@ -117,13 +130,30 @@ impl Collector {
         let importance = self.columns(|strip| strip.squares.map(|sum| (sum * scale) as f32));
         let absmax = self.columns(|strip| strip.most);
         let hessian = self.gram.map(|gram| gram.finish(pool, scale)).transpose()?;
-        Ok(Stats { count: self.count, mean_abs, importance, absmax, hessian })
+        let sample = self.sample.inputs;
+        Ok(Stats { count: self.count, mean_abs, importance, absmax, sample, hessian })
     }
 
     fn columns(&self, of: impl Fn(&Strip) -> [f32; STRIP]) -> Vec<f32> {
         let strips = self.strips.iter();
         let all = strips.flat_map(|s| of(&s.lock().unwrap_or_else(PoisonError::into_inner)));
         all.take(self.cols).collect()
+    }
+}
+
+impl Sample {
+    /// Looks at inputs `[T, cols]`, the first of which is that of token `first`.
+    fn add(&mut self, first: u64, cols: usize, x: &[f32]) {
+        for (token, x) in (first..).zip(x.chunks_exact(cols)) {
+            if token.is_multiple_of(self.stride) {
+                self.inputs.extend(x);
+            }
+            if self.inputs.len() == 2 * SAMPLE * cols {
+                let every_other = self.inputs.chunks_exact(cols).step_by(2);
+                self.inputs = every_other.flatten().copied().collect();
+                self.stride *= 2;
+            }
+        }
     }
 }
 
@@ -165,6 +195,30 @@ mod tests {
             assert!((hessian / one.importance[c] - 1.0).abs() < 1e-6);
         }
         assert_eq!(one.count, 23);
+    }
+
+    #[test]
+    fn a_sample_has_tokens_of_the_whole_text_however_calls_are_cut() {
+        let (tokens, cols) = (1000, 3);
+        let x: Vec<f32> = (0..tokens * cols).map(|i| i as f32).collect();
+        let sample = |cut: usize| {
+            let pool = Pool::new(1);
+            let mut collector = Collector::new(cols, Needs::Importance).unwrap();
+            x.chunks(cut * cols).for_each(|x| collector.add(&pool, x).unwrap());
+            collector.finish(&pool).unwrap().sample
+        };
+        let one = sample(tokens);
+        assert_eq!(sample(7), one);
+        let count = one.len() / cols;
+        assert!((SAMPLE..2 * SAMPLE).contains(&count), "{count}");
+        for (nth, x) in one.chunks_exact(cols).enumerate() {
+            assert_eq!(x, &x_of(nth * tokens.div_ceil(count).next_power_of_two(), cols));
+        }
+        assert!(one[one.len() - cols] as usize / cols >= tokens * 9 / 10);
+    }
+
+    fn x_of(token: usize, cols: usize) -> Vec<f32> {
+        (0..cols).map(|i| (token * cols + i) as f32).collect()
     }
 
     #[test]

@@ -62,6 +62,9 @@ fn mix(own: &mut Stats, other: &Stats, share: f32) {
     blend(&mut own.mean_abs, &other.mean_abs);
     blend(&mut own.importance, &other.importance);
     own.absmax.iter_mut().zip(&other.absmax).for_each(|(a, b)| *a = a.max(*b));
+    if own.sample.len() < other.sample.len() {
+        own.sample.clone_from(&other.sample);
+    }
     if let (Some(own), Some(other)) = (&mut own.hessian, &other.hessian) {
         blend(own, other);
     }
@@ -83,6 +86,7 @@ fn even(of: &Stats) -> Stats {
         mean_abs: vec![mean(&of.mean_abs); cols],
         importance: vec![square; cols],
         absmax: Vec::new(),
+        sample: Vec::new(),
         hessian,
     }
 }
@@ -98,6 +102,7 @@ mod tests {
             importance: vec![square; 2],
             absmax: vec![square; 2],
             hessian: Some(vec![square, square / 2.0, square / 2.0, square]),
+            ..Stats::default()
         }
     }
 

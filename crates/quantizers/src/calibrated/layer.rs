@@ -152,6 +152,7 @@ impl Run<'_> {
         let cx = Context {
             formats: &work.formats,
             quantizer: self.job.quantizer,
+            activations: self.job.plan.activations,
             threads: self.job.threads,
         };
         let notes = transform.apply(block, stage, stats, &cx)?;

@@ -58,7 +58,10 @@ const LONGEST_FITTED_LATE: usize = 1024;
 
 impl Quantizer for Gptq {
     fn name(&self) -> &'static str {
-        "gptq"
+        match self.order {
+            Order::Natural => "gptq",
+            Order::Importance => "gptq act-order",
+        }
     }
 
     fn needs(&self) -> Needs {

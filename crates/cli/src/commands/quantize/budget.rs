@@ -123,7 +123,8 @@ fn refuse(args: &QuantizeArgs) -> anyhow::Result<()> {
     let given = [
         (args.method.is_some(), "--method", "codes are chosen by gptq here"),
         (args.imatrix.is_some(), "--imatrix", "the calibration texts take its place"),
-        (args.smooth.is_some(), "--smooth", "smooth a bf16 copy first (--to bf16 --smooth)"),
+        (args.smooth.is_some(), "--smooth", "smooth a bf16 copy first (--to bf16 --smooth 0.5)"),
+        (args.act_order, "--act-order", "codes are chosen by gptq in the natural order here"),
         (args.pruning.prune.is_some(), "--prune", "prune a bf16 copy first (--to bf16 --prune)"),
     ];
     match given.into_iter().find(|(given, ..)| *given) {
