@@ -7,7 +7,7 @@
 //! with the search, their ratio, and million weights coded per second on one thread by each.
 
 #[allow(dead_code)]
-#[path = "../tests/safetensors/mod.rs"]
+#[path = "../tests/it/safetensors.rs"]
 mod safetensors;
 
 use std::time::Instant;

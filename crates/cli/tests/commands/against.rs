@@ -1,7 +1,7 @@
 //! `bench --against`, with a server that can do everything wrong in llama.cpp's place.
 #![cfg(unix)]
 
-#[path = "../../../adapters/tests/fake/mod.rs"]
+#[path = "../../../adapters/tests/it/fake.rs"]
 mod fake;
 
 use std::{

@@ -1,5 +1,4 @@
 //! The adapter for transformers against a shell script in Python's place.
-#![cfg(unix)]
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 

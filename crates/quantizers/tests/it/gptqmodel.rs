@@ -1,14 +1,12 @@
 //! Our GPTQ against GPTQModel's on a layer of the demo model: see `goldens/make_gptq_losses.py`.
 
-mod layer;
-
 use std::fs;
 
 use lathe_formats::{AnyFormat, by_name};
 use lathe_quantizers::{Gptq, Order, Quantizer};
 use serde::Deserialize;
 
-use layer::{Layer, goldens};
+use crate::layer::{Layer, goldens};
 
 #[derive(Deserialize)]
 struct Losses {

@@ -1,13 +1,11 @@
 //! Whole models pruned on their way to a format.
 
-mod common;
-
 use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicI64, Ordering},
 };
 
-use common::{Case, IntoGguf, Source, files, out, recipe};
+use crate::common::{Case, IntoGguf, Source, files, out, recipe};
 use lathe_base::{Progress, Silent};
 use lathe_files::Checkpoint;
 use lathe_models::Kind;

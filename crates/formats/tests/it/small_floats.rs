@@ -1,12 +1,10 @@
 //! Small floats and the rest of the integer family against the reference implementations, from
 //! files that `goldens/make_grids.py` made.
 
-mod safetensors;
-
+use crate::safetensors::{Tensor, Tensors};
 use lathe_formats::{
     AnyFormat, Blocks, DoubleBlock, Fp4, Fp8Block, Int, Nested, ScaleType, by_name,
 };
-use safetensors::{Tensor, Tensors};
 
 fn quants(name: &str) -> Tensors {
     Tensors::open(&format!("quants/{name}"))

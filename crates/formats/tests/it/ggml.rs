@@ -1,9 +1,7 @@
 //! Bytes against ggml's own quantization code, from files that `goldens/make_ggml.py` made.
 
-mod safetensors;
-
+use crate::safetensors::{Tensor, Tensors};
 use lathe_formats::{AnyFormat, Blocks, Effort, Error, READ_ONLY, by_name, readable};
-use safetensors::{Tensor, Tensors};
 
 /// Types whose bytes are held against ggml's.
 const TYPES: [&str; 12] = [

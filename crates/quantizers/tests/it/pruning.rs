@@ -1,8 +1,6 @@
 //! Pruning against the papers' definitions, and what becomes of zeros when they are coded: see
 //! `goldens/make_pruning.py`.
 
-mod layer;
-
 use std::fs;
 
 use lathe_formats::{AnyFormat, FORMATS, by_name};
@@ -11,7 +9,7 @@ use lathe_quantizers::{
 };
 use serde::Deserialize;
 
-use layer::{Layer, goldens};
+use crate::layer::{Layer, goldens};
 
 #[derive(Deserialize)]
 struct Masks {

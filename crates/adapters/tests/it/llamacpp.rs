@@ -1,13 +1,12 @@
 //! llama.cpp's adapter against a server that can do everything wrong.
-#![cfg(unix)]
-
-mod fake;
 
 use std::{path::Path, time::Duration, time::Instant};
 
 use lathe_adapters::llamacpp::{Installation, LlamaCpp, Options, Settings};
 use lathe_api::{Engine, Event, Finish, Flow, Request, Sampling, UNKNOWN_TOKEN, Usage};
 use lathe_base::Seconds;
+
+use crate::fake;
 
 #[test]
 #[ignore = "serves the other tests"]
@@ -16,7 +15,7 @@ fn serve() {
 }
 
 fn options(folder: &Path, mode: &str) -> Options {
-    let program = fake::program(folder, "serve");
+    let program = fake::program(folder, "llamacpp::serve");
     let installation = Installation::probe("llama.cpp", &program).unwrap();
     assert_eq!(installation.version, "fake 7");
     let settings = Settings {

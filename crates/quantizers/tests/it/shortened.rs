@@ -1,14 +1,12 @@
 //! Models with layers left out, as views and as files.
 
-mod common;
-
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
 
-use common::{out, recipe};
+use crate::common::{out, recipe};
 use lathe_api::Engine;
 use lathe_base::Silent;
 use lathe_engine::{KvType, Native, Options, Precision};

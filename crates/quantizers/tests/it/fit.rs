@@ -1,10 +1,8 @@
 //! A budget, from measurements to the file.
 
-mod common;
-
 use std::{fs, path::Path};
 
-use common::{Source, recipe};
+use crate::common::{Case, Source, recipe};
 use lathe_base::{Bytes, Silent};
 use lathe_engine::{LayerRunner, Room};
 use lathe_files::{Checkpoint, gguf::Metadata};
@@ -133,7 +131,7 @@ fn what_is_found_is_better_than_one_format_for_all() {
     let folder = tempfile::tempdir().unwrap();
     let base = logits(&source.path());
     let uniform = Recipe { pure: true, ..recipe("q5_0") };
-    let case = common::Case::new(&source.path(), &uniform).unwrap();
+    let case = Case::new(&source.path(), &uniform).unwrap();
     let plain = folder.path().join("plain.gguf");
     case.run(&plain, 2, &Silent).unwrap();
     let length = fs::metadata(&plain).unwrap().len();

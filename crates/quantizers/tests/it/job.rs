@@ -1,15 +1,13 @@
 //! Whole checkpoints through the job: against llama.cpp's converter, against themselves read back,
 //! and interrupted at every tensor.
 
-mod common;
-
 use std::{
     fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use common::{Case, Source, files, out, recipe};
+use crate::common::{Case, Source, files, out, recipe};
 use lathe_base::{Bytes, Cancelled, Progress, Silent};
 use lathe_files::Checkpoint;
 use lathe_formats::{AnyFormat, FORMATS, by_name};

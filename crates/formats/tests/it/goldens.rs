@@ -1,10 +1,8 @@
 //! Bytes against the reference implementations, from files that `goldens/make_quants.py` made.
 
-mod safetensors;
-
+use crate::safetensors::{Tensor, Tensors};
 use half::bf16;
 use lathe_formats::{AnyFormat, Blocks, DoubleBlock, Int8, Nested, Nf4, by_name};
-use safetensors::{Tensor, Tensors};
 
 fn quants(name: &str) -> Tensors {
     Tensors::open(&format!("quants/{name}"))

@@ -1,8 +1,6 @@
 //! Schemes that name what engines do to inputs: what is written, and what is refused.
 
-mod common;
-
-use common::{Case, Source, out, recipe};
+use crate::common::{Case, Source, out, recipe};
 use lathe_base::Silent;
 use lathe_files::{Activations, Checkpoint, Layout};
 use lathe_formats::by_name;

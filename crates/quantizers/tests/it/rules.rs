@@ -1,10 +1,8 @@
 //! Formats of single tensors: rules, exact names, and what they are checked against.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{Case, Source, out, recipe};
+use crate::common::{Case, Source, out, recipe};
 use lathe_base::Silent;
 use lathe_files::Checkpoint;
 use lathe_formats::by_name;

@@ -1,10 +1,8 @@
 //! Models with experts: coded by what each expert is fed, and made up for where that is little.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
-use common::{Case, IntoGguf, files, out, recipe};
+use crate::common::{Case, IntoGguf, files, out, recipe};
 use lathe_api::Engine;
 use lathe_base::Silent;
 use lathe_engine::{KvType, Native, Options, Precision};

@@ -1,8 +1,6 @@
 //! The layer-by-layer job: better than rounding, whatever the container; the same bytes however it
 //! is cut, interrupted or threaded; and clear words where the data is no good.
 
-mod common;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -10,7 +8,7 @@ use std::{
     sync::atomic::{AtomicI64, Ordering},
 };
 
-use common::{Case, IntoGguf, Source, files, out, recipe};
+use crate::common::{Case, IntoGguf, Source, files, out, recipe};
 use lathe_api::Engine;
 use lathe_base::{Bytes, Progress, Silent};
 use lathe_engine::{KvType, Native, Options, Precision};

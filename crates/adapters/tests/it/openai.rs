@@ -1,11 +1,10 @@
 //! The adapter for OpenAI's interface against a server that can do everything wrong.
-#![cfg(unix)]
-
-mod fake;
 
 use lathe_adapters::openai::{OpenAi, Options};
 use lathe_api::{Engine, Event, Finish, Flow, Request, Sampling, UNKNOWN_TOKEN, Usage};
 use lathe_base::Seconds;
+
+use crate::fake;
 
 fn options(mode: &str) -> Options {
     Options {

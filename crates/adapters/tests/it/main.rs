@@ -1,0 +1,7 @@
+//! Other engines' adapters against servers that can do everything wrong.
+#![cfg(unix)]
+
+mod fake;
+mod llamacpp;
+mod openai;
+mod transformers;

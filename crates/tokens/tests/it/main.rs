@@ -1,0 +1,6 @@
+//! Tokenizers and templates against their references, and against files made to hurt.
+
+mod goldens;
+mod hostile;
+mod templates;
+mod usage;
