@@ -5,6 +5,7 @@ mod http;
 pub mod llamacpp;
 pub mod mock;
 pub mod openai;
+mod python;
 mod server;
 mod together;
 pub mod transformers;

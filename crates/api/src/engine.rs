@@ -43,7 +43,12 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Unsupported`] unless [`Caps::logits`] is set.
-    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error>;
+    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error> {
+        Err(Error::Unsupported {
+            engine: self.info().engine.clone(),
+            what: "give the logits of every position".to_owned(),
+        })
+    }
 }
 
 /// Which engine this is and what was loaded into it.

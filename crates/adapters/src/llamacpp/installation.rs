@@ -10,6 +10,7 @@ use std::{
 use lathe_api::Error;
 
 use super::failed;
+use crate::server::{absolute, absolute_word};
 
 /// What a program may take to describe itself.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -75,7 +76,7 @@ impl Installation {
         let room = (settings.context + 8).next_multiple_of(256);
         let mut arguments = Vec::new();
         let mut say = |words: &[&str]| arguments.extend(words.iter().map(|&w| w.to_owned()));
-        say(&["--model", &settings.model.to_string_lossy()]);
+        say(&["--model", &absolute(&settings.model).to_string_lossy()]);
         say(&["--ctx-size", &(room * settings.streams).to_string()]);
         say(&["--parallel", &settings.streams.to_string()]);
         say(&["--threads", &settings.threads.to_string()]);
@@ -106,7 +107,7 @@ impl Installation {
         } else if self.flags.contains_key("--webui") {
             say(&["--webui", "none"]);
         }
-        arguments.extend(settings.more.iter().cloned());
+        arguments.extend(settings.more.iter().map(|word| absolute_word(word).into_owned()));
         Ok(arguments)
     }
 }
@@ -225,7 +226,10 @@ mod tests {
     #[test]
     fn the_command_line_holds_what_the_program_knows() {
         let newer = installation(NEWER).arguments(&settings()).unwrap().join(" ");
-        assert!(newer.starts_with("--model a b.gguf --ctx-size 3072 --parallel 4"), "{newer}");
+        // The server works in another folder.
+        let place = std::env::current_dir().unwrap().join("a b.gguf");
+        let begin = format!("--model {} --ctx-size 3072 --parallel 4", place.display());
+        assert!(newer.starts_with(&begin), "{newer}");
         for words in [
             "--threads 2 --threads-batch 2",
             "--cache-type-k q8_0 --cache-type-v q8_0",

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lathe_api::{Caps, Engine, Error, Event, Flow, Info, Request, Scorer, Usage};
+use lathe_api::{Caps, Engine, Error, Event, Flow, Info, Request, Usage};
 use lathe_base::Seconds;
 use serde::{Deserialize, Serialize};
 
@@ -181,12 +181,5 @@ impl Engine for LlamaCpp {
         on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
     ) -> Result<Vec<Usage>, Error> {
         crate::together::run(requests, &|request, on| generate::one(self, request, on), on)
-    }
-
-    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error> {
-        Err(Error::Unsupported {
-            engine: self.info.engine.clone(),
-            what: "give the logits of every position: its server has no way to ask for them".into(),
-        })
     }
 }

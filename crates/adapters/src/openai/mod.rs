@@ -8,9 +8,7 @@ mod wire;
 
 use std::time::{Duration, Instant};
 
-use lathe_api::{
-    Caps, Engine, Error, Event, Finish, Flow, Info, Request, Scorer, UNKNOWN_TOKEN, Usage,
-};
+use lathe_api::{Caps, Engine, Error, Event, Finish, Flow, Info, Request, UNKNOWN_TOKEN, Usage};
 use lathe_base::Seconds;
 use serde::{Deserialize, Serialize};
 
@@ -192,12 +190,5 @@ impl Engine for OpenAi {
         on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
     ) -> Result<Vec<Usage>, Error> {
         crate::together::run(requests, &|request, on| self.one(request, on), on)
-    }
-
-    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error> {
-        Err(Error::Unsupported {
-            engine: self.info.engine.clone(),
-            what: "give the logits of every position".to_owned(),
-        })
     }
 }

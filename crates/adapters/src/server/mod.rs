@@ -1,12 +1,13 @@
 //! An engine's own process: started, watched, and ended with us.
 
+mod place;
 mod tail;
 
 use std::{
     ffi::OsString,
     io,
     net::{Ipv4Addr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Mutex, PoisonError},
     thread::sleep,
@@ -15,8 +16,10 @@ use std::{
 
 use lathe_api::Error;
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 use crate::http::Client;
+pub(crate) use place::{absolute, absolute_word};
 use tail::Tail;
 
 /// What is started.
@@ -32,17 +35,19 @@ pub struct Program {
 }
 
 impl Program {
-    fn command(&self) -> Command {
+    fn command(&self, folder: &Path) -> Command {
+        let path = place::program(&self.path);
         let mut words = self.guard.iter();
         let mut command = match words.next() {
             Some(guard) => {
                 let mut command = Command::new(guard);
-                command.args(words).arg(&self.path);
+                command.args(words).arg(path);
                 command
             }
-            None => Command::new(&self.path),
+            None => Command::new(path),
         };
         command
+            .current_dir(folder)
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .stdout(Stdio::piped())
@@ -52,11 +57,16 @@ impl Program {
 }
 
 /// A running process. Killed when dropped.
+///
+/// It works in an empty folder of its own, which ends with it: some engines leave logs where they
+/// are started. What it is given must therefore not be named as seen from our folder.
 #[derive(Debug)]
 pub struct Server {
     child: Mutex<Child>,
     said: Tail,
     errors: Tail,
+    /// Dropped after the process was killed.
+    _folder: TempDir,
 }
 
 impl Server {
@@ -65,9 +75,10 @@ impl Server {
     /// # Errors
     /// The program cannot be started.
     pub fn start(program: &Program) -> io::Result<Self> {
-        let mut child = program.command().stdin(Stdio::null()).spawn()?;
+        let folder = folder()?;
+        let mut child = program.command(folder.path()).stdin(Stdio::null()).spawn()?;
         let (said, errors) = (Tail::of(child.stdout.take()), Tail::of(child.stderr.take()));
-        Ok(Self { child: Mutex::new(child), said, errors })
+        Ok(Self { child: Mutex::new(child), said, errors, _folder: folder })
     }
 
     /// As [`Server::start`], for a program that is spoken to on its stdin and stdout.
@@ -75,12 +86,14 @@ impl Server {
     /// # Errors
     /// The program cannot be started.
     pub fn start_talking(program: &Program) -> io::Result<(Self, ChildStdin, ChildStdout)> {
-        let mut child = program.command().stdin(Stdio::piped()).spawn()?;
+        let folder = folder()?;
+        let mut child = program.command(folder.path()).stdin(Stdio::piped()).spawn()?;
         let broken = || io::Error::other("it has no stdin or stdout");
         let stdin = child.stdin.take().ok_or_else(broken)?;
         let stdout = child.stdout.take().ok_or_else(broken)?;
         let (said, errors) = (Tail::of(None::<io::Empty>), Tail::of(child.stderr.take()));
-        Ok((Self { child: Mutex::new(child), said, errors }, stdin, stdout))
+        let server = Self { child: Mutex::new(child), said, errors, _folder: folder };
+        Ok((server, stdin, stdout))
     }
 
     /// How the process ended, with the last lines that it printed; `None` while it runs.
@@ -137,6 +150,10 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn folder() -> io::Result<TempDir> {
+    tempfile::Builder::new().prefix("lathe-engine-").tempdir()
 }
 
 /// How waiting for a server ended.

@@ -4,18 +4,18 @@ use std::{
     ffi::OsString,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{ChildStdin, ChildStdout, Command},
+    process::{ChildStdin, ChildStdout},
     sync::{Mutex, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
-use lathe_api::{Caps, Engine, Error, Event, Finish, Flow, Info, Request, Scorer, Usage};
+use lathe_api::{Caps, Engine, Error, Event, Finish, Flow, Info, Request, Usage};
 use lathe_base::Seconds;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{Program, Server};
+use crate::{Program, Server, python, server::absolute};
 
 /// The worker's program.
 const WORKER: &str = include_str!("worker.py");
@@ -64,16 +64,7 @@ struct Pipes {
 pub fn version(python: &Path) -> Result<String, Error> {
     let code = "import importlib.metadata as m; \
                 print(m.version('transformers') + ', torch ' + m.version('torch'))";
-    let failed = |why| Error::Failed { engine: "transformers".to_owned(), why };
-    let output = Command::new(python)
-        .args(["-c", code])
-        .output()
-        .map_err(|error| failed(format!("cannot run {}: {error}", python.display())))?;
-    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if version.is_empty() {
-        return Err(failed(format!("{} lacks transformers or torch", python.display())));
-    }
-    Ok(version)
+    python::version("transformers", python, code, "package transformers, or no torch")
 }
 
 impl Transformers {
@@ -86,7 +77,7 @@ impl Transformers {
         let failed = |why| Error::Failed { engine: name.clone(), why };
         let threads = options.threads.to_string();
         let mut arguments: Vec<OsString> = ["-c", WORKER].map(OsString::from).into();
-        arguments.push(options.model.clone().into());
+        arguments.push(absolute(&options.model).into());
         arguments.extend([&threads, &options.dtype].map(OsString::from));
         let environment = [
             ("OMP_NUM_THREADS", threads.as_str()),
@@ -290,12 +281,5 @@ impl Engine for Transformers {
         on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
     ) -> Result<Vec<Usage>, Error> {
         self.run(requests, on)
-    }
-
-    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error> {
-        Err(Error::Unsupported {
-            engine: self.info.engine.clone(),
-            what: "give the logits of every position yet".to_owned(),
-        })
     }
 }

