@@ -270,6 +270,11 @@ impl<B: Backend> Executor<B> {
         }
     }
 
+    /// Tokens of prompts of which one pass may give all logits: more would take much memory.
+    pub(crate) fn visible(&self) -> usize {
+        visible(&self.spec)
+    }
+
     /// A second sequence that holds the same and goes on by itself.
     ///
     /// # Errors
@@ -383,6 +388,12 @@ impl<B: Backend> Executor<B> {
         }
         rows
     }
+}
+
+/// See [`Executor::visible`].
+pub(crate) fn visible(spec: &Spec) -> usize {
+    const LOGITS: usize = 2 << 20;
+    (LOGITS / spec.vocab.max(1)).max(PAGE_TOKENS)
 }
 
 /// Cuts all feeds, one after the other, into passes of at most `chunk` tokens.

@@ -15,13 +15,13 @@ use crate::{
     Error,
     backend::{Backend, CacheShape},
     cpu::Cpu,
-    executor::{Executor, Room},
+    executor::{Executor, Room, visible},
     network::Network,
     scheme::Scheme,
     scorer::NativeScorer,
     serving::{
-        Grammars, Learnt, Rules, Scheduler, Snapshot, Speculation, Speculator, Step, Submission,
-        Update,
+        Grammars, Learnt, Rules, Scheduler, Served, Snapshot, Speculation, Speculator, Step,
+        Submission, Update,
     },
 };
 
@@ -277,14 +277,61 @@ impl Native {
         self.executor.network.streamed
     }
 
-    /// Runs requests to their ends on the caller's thread. Nothing is shared with other calls, so
-    /// that each computes its whole prompt, and a request has all its pages before it starts.
-    fn run(
+    /// Runs a submission of one text on the caller's thread, for what [`Engine::generate`] does not
+    /// tell: log probabilities. Its priority and its client mean nothing here.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`]; [`Error::Request`] where more than one text is wanted, for which
+    /// there is [`crate::serving::Service`].
+    pub fn submit(
+        &self,
+        submission: Submission,
+        on: &mut dyn FnMut(Update) -> Flow,
+    ) -> Result<Served, Error> {
+        if submission.n != 1 {
+            let what = format!("{} texts are wanted, but a call gives one", submission.n);
+            return Err(Error::Request(what));
+        }
+        let mut served = Served::default();
+        self.run(vec![submission], 1, &mut |_, update| {
+            if let Update::Done(Ok(done)) = &update {
+                served = *done;
+            }
+            on(update)
+        })?;
+        Ok(served)
+    }
+
+    /// Generates from requests, `sequences` at a time.
+    fn texts(
         &self,
         requests: &[Request],
         sequences: usize,
         on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
     ) -> Result<Vec<Usage>, Error> {
+        let submissions = requests.iter().cloned().map(Submission::from).collect();
+        let mut usages = vec![None; requests.len()];
+        self.run(submissions, sequences, &mut |index, update| match update {
+            Update::Prefilled { tokens, .. } => on(index, Event::Prefilled { tokens }),
+            Update::Token { id, piece, .. } => on(index, Event::Token { id, text: &piece }),
+            Update::Finished { finish, generated, .. } => {
+                usages[index] = Some(usage(&requests[index], finish, generated));
+                Flow::Continue
+            }
+            Update::Done(_) => Flow::Continue,
+        })?;
+        Ok(usages.into_iter().flatten().collect())
+    }
+
+    /// Runs submissions of one text each to their ends on the caller's thread. Nothing is shared
+    /// with other calls, so that each computes its whole prompt, and each has all its pages before
+    /// it starts.
+    fn run(
+        &self,
+        submissions: Vec<Submission>,
+        sequences: usize,
+        on: &mut dyn FnMut(usize, Update) -> Flow,
+    ) -> Result<(), Error> {
         let rules = Rules {
             sequences,
             step_tokens: self.executor.chunk,
@@ -293,27 +340,18 @@ impl Native {
         };
         let scheduler = Scheduler::new(&self.executor, self.tokenizer.as_deref(), rules);
         let mut scheduler = scheduler.with_speculator(self.speculator());
-        for (index, request) in requests.iter().enumerate() {
-            let grammar = self.grammar(request)?;
-            scheduler.submit(index as u64, Submission::from(request.clone()), grammar)?;
+        for (index, submission) in submissions.into_iter().enumerate() {
+            let grammar = self.grammar(&submission.request)?;
+            scheduler.submit(index as u64, submission, grammar)?;
         }
-        let mut usages = vec![None; requests.len()];
         let mut failed = None;
         loop {
-            let step = scheduler.step(&mut |id, update| {
-                let index = id as usize;
-                match update {
-                    Update::Prefilled { tokens, .. } => on(index, Event::Prefilled { tokens }),
-                    Update::Token { id, piece, .. } => on(index, Event::Token { id, text: &piece }),
-                    Update::Finished { finish, generated, .. } => {
-                        usages[index] = Some(usage(&requests[index], finish, generated));
-                        Flow::Continue
-                    }
-                    Update::Done(result) => {
-                        failed = failed.take().or(result.err());
-                        Flow::Continue
-                    }
+            let step = scheduler.step(&mut |id, update| match update {
+                Update::Done(Err(error)) => {
+                    failed.get_or_insert(error);
+                    Flow::Continue
                 }
+                update => on(id as usize, update),
             });
             if let Some(error) = failed {
                 return Err(error);
@@ -326,7 +364,7 @@ impl Native {
         }
         self.done.lock().unwrap_or_else(PoisonError::into_inner).add(&scheduler.snapshot());
         *self.learnt() = scheduler.into_learnt();
-        Ok(usages.into_iter().flatten().collect())
+        Ok(())
     }
 
     /// What decides on guesses, with what calls before have learnt of them.
@@ -359,7 +397,7 @@ impl Engine for Native {
         request: &Request,
         on: &mut dyn FnMut(Event<'_>) -> Flow,
     ) -> Result<Usage, lathe_api::Error> {
-        let usages = self.run(std::slice::from_ref(request), 1, &mut |_, event| on(event))?;
+        let usages = self.texts(std::slice::from_ref(request), 1, &mut |_, event| on(event))?;
         usages.into_iter().next().ok_or_else(|| lathe_api::Error::Failed {
             engine: "native".to_owned(),
             why: "the request ended without a result".to_owned(),
@@ -373,7 +411,7 @@ impl Engine for Native {
         requests: &[Request],
         on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
     ) -> Result<Vec<Usage>, lathe_api::Error> {
-        Ok(self.run(requests, self.batch, on)?)
+        Ok(self.texts(requests, self.batch, on)?)
     }
 
     fn scorer(&self) -> Result<Box<dyn Scorer + '_>, lathe_api::Error> {
@@ -433,13 +471,14 @@ fn weights_room(spec: &Spec, room: &Room, options: &Options) -> Result<Option<u6
 }
 
 /// Bytes that a pass takes beside weights and cache, generously: the activations of a chunk, a row
-/// of logits for each sequence as computed and as chosen from, and strips of weights on their way.
+/// of logits for each sequence as computed and as chosen from, those of prompts that are looked at,
+/// and strips of weights on their way.
 fn working_bytes(spec: &Spec, room: &Room, sequences: usize) -> u64 {
     const STRIPS: usize = 32 << 20;
     let weights = spec.weights();
     let linears = weights.iter().filter(|weight| weight.kind == Kind::Linear);
     let widest = linears.map(|weight| weight.rows + weight.cols).max().unwrap_or(0);
     let activations = 4 * widest * room.chunk.max(sequences);
-    let logits = 2 * spec.vocab * (1 + sequences);
+    let logits = spec.vocab * (2 * (1 + sequences) + visible(spec));
     (4 * (activations + logits) + STRIPS) as u64
 }

@@ -13,7 +13,7 @@ use crate::{
     reader::Reader,
     sampler::Sampler,
     serving::{
-        log_probs::{Distribution, LogProbs},
+        log_probs::{Distribution, LogProbs, OfPrompt},
         speculation::{Ask, CLASSES, Guess, Name, Rates, Speculation},
         submission::{Submission, Update, derived_seed},
     },
@@ -41,6 +41,8 @@ pub(crate) struct Active<'a> {
     reader: Reader<'a>,
     /// Prompt and generation; the sequence holds the first of them.
     tokens: Vec<u32>,
+    /// Log probabilities of the prompt, from when they are asked for until they are told.
+    of_prompt: Option<OfPrompt>,
     /// Positions before this one are rotated as in a sequence of this length, each later one as if
     /// it were the last.
     horizon: usize,
@@ -74,6 +76,8 @@ impl<'a> Active<'a> {
         }
         let seed = derived_seed(request.sampling.seed, text);
         let sampling = Sampling { seed, ..request.sampling.clone() };
+        // All texts have the same prompt; the first computes it.
+        let of_prompt = submission.prompt_log_probs.filter(|_| text == 0).map(OfPrompt::new);
         Ok(Self {
             id,
             text,
@@ -83,6 +87,7 @@ impl<'a> Active<'a> {
             guide,
             reader: Reader::new(tokenizer, &request.stop_strings),
             tokens: request.prompt.clone(),
+            of_prompt,
             horizon: request.prompt.len(),
             generated: 0,
             begun: false,
@@ -165,11 +170,48 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Takes over what others have computed; the last token is always computed, for its logits.
-    /// Gives the tokens gained.
+    /// Positions that need not be computed, where somebody else has: those whose logits are not
+    /// wanted. The last token's are always.
+    fn findable(&self) -> usize {
+        self.unseen().unwrap_or(self.tokens.len() - 1)
+    }
+
+    /// The first position of the prompt whose logits are wanted and were not seen yet.
+    fn unseen(&self) -> Option<usize> {
+        let end = self.submission.request.prompt.len() - 1;
+        self.of_prompt.as_ref().map(OfPrompt::seen).filter(|seen| *seen < end)
+    }
+
+    /// Whether logits of the prompt are wanted that no pass has given yet.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.unseen().is_some()
+    }
+
+    /// Rows of logits of the next pass that tell of the prompt. They come before the one that the
+    /// next token is chosen from.
+    pub(crate) fn watched(&self) -> usize {
+        let done = self.planned == self.rest();
+        if self.is_watched() { self.planned - usize::from(done) } else { 0 }
+    }
+
+    /// Takes in the first of the rows that [`Active::watched`] counted, after the pass.
+    pub(crate) fn watch<'r>(&mut self, rows: impl Iterator<Item = &'r mut [f32]>) {
+        let start = self.sequence.len() - self.planned;
+        let prompt = &self.submission.request.prompt;
+        if let Some(of_prompt) = &mut self.of_prompt {
+            of_prompt.see(prompt, start, rows);
+        }
+    }
+
+    /// Takes the log probabilities of the prompt, which is complete.
+    pub(crate) fn told(&mut self) -> Option<Vec<LogProbs>> {
+        self.of_prompt.take().map(OfPrompt::into_found)
+    }
+
+    /// Takes over what others have computed, of what need not be. Gives the tokens gained.
     pub(crate) fn adopt<B: Backend>(&mut self, executor: &Executor<B>) -> usize {
+        let end = self.findable();
         let Self { sequence, tokens, horizon, .. } = self;
-        let end = tokens.len() - 1;
         let start = sequence.len();
         sequence.adopt((start..end).map(|at| entry(executor, tokens, *horizon, at)))
     }
@@ -181,10 +223,9 @@ impl<'a> Active<'a> {
         executor: &Executor<B>,
     ) -> Option<(Link, Vec<Entry>)> {
         let (known, link) = self.sequence.known();
-        // The last token is always computed, so a page that ends with it is never looked for.
         let entry = |at| entry(executor, &self.tokens, self.horizon, at);
         let page = known..known + PAGE_TOKENS;
-        (page.end < self.tokens.len()).then(|| (link, page.map(entry).collect()))
+        (page.end <= self.findable()).then(|| (link, page.map(entry).collect()))
     }
 
     /// Lets others use what it has computed.
@@ -198,9 +239,12 @@ impl<'a> Active<'a> {
         #[cfg(test)]
         assert!(&*self.submission.client != BREAKS, "a test wants it");
         let done = self.planned == self.rest();
+        let watched = self.is_watched();
         let start = self.sequence.len();
         let own = &self.tokens[start..start + self.planned];
-        let (tokens, want) = if self.guesses.is_empty() {
+        let (tokens, want) = if watched {
+            (own, Want::All)
+        } else if self.guesses.is_empty() {
             (own, if done { Want::Last } else { Want::None })
         } else {
             self.fed.clear();

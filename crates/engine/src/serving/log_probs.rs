@@ -59,6 +59,47 @@ impl LogProbs {
     }
 }
 
+/// Log probabilities of a prompt's own tokens, as far as they are known.
+#[derive(Debug)]
+pub(crate) struct OfPrompt {
+    /// How many of the likeliest, besides the prompt's own.
+    top: usize,
+    /// Of the tokens from the second on.
+    found: Vec<LogProbs>,
+}
+
+impl OfPrompt {
+    pub(crate) fn new(top: usize) -> Self {
+        Self { top, found: Vec::new() }
+    }
+
+    /// Positions whose logits were seen.
+    pub(crate) fn seen(&self) -> usize {
+        self.found.len()
+    }
+
+    /// Takes in the model's logits after the positions from `start` on, of which some may have been
+    /// seen before.
+    pub(crate) fn see<'r>(
+        &mut self,
+        prompt: &[u32],
+        start: usize,
+        rows: impl Iterator<Item = &'r mut [f32]>,
+    ) {
+        for (at, row) in (start..).zip(rows) {
+            if at == self.seen()
+                && let Some(next) = prompt.get(at + 1)
+            {
+                self.found.push(LogProbs::of_model(row, *next, self.top));
+            }
+        }
+    }
+
+    pub(crate) fn into_found(self) -> Vec<LogProbs> {
+        self.found
+    }
+}
+
 fn likelier(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }

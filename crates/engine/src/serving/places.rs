@@ -154,13 +154,18 @@ impl<'a, B: Backend> Scheduler<'a, B> {
                 prompts.push(one);
             }
         }
+        let mut visible = self.executor.visible();
         let order: Vec<(u64, usize)> = prompts.iter().map(|one| (one.id, one.text)).collect();
         let prompts: Vec<Prompt> = prompts
             .iter()
-            .map(|one| Prompt {
-                priority: one.submission.priority,
-                start: one.sequence.len(),
-                rest: one.rest(),
+            .map(|one| {
+                let mut rest = one.rest();
+                if one.is_watched() {
+                    rest = rest.min(visible);
+                    visible -= rest;
+                }
+                let start = one.sequence.len();
+                Prompt { priority: one.submission.priority, start, rest }
             })
             .collect();
         for (name, share) in order.into_iter().zip(shares(&prompts, budget)) {

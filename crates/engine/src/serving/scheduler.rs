@@ -61,6 +61,17 @@ pub(crate) enum Step {
     Stalled(Error),
 }
 
+/// What a pass was fed of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fed {
+    /// Which of those that run.
+    pub(super) at: usize,
+    /// Rows of logits that tell of its prompt.
+    pub(super) watched: usize,
+    /// Whether a row follows from which its next token is chosen.
+    pub(super) ready: bool,
+}
+
 /// A submission that has not ended.
 pub(super) struct Group {
     pub(super) submission: Arc<Submission>,
@@ -221,12 +232,11 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         self.counts.steps += 1;
         let before = (self.counts.proposed_tokens, self.counts.accepted_tokens);
         let decoding: Vec<bool> = self.running.iter().map(Active::decodes).collect();
-        let mut ready = Vec::new();
+        let mut fed = Vec::new();
         let mut feeds = Vec::new();
         for (at, one) in self.running.iter_mut().enumerate().filter(|(_, one)| one.planned > 0) {
-            if one.planned == one.rest() {
-                ready.push(at);
-            }
+            let ready = one.planned == one.rest();
+            fed.push(Fed { at, watched: one.watched(), ready });
             if !decoding[at] {
                 self.counts.prefill_tokens += one.planned as u64;
             }
@@ -241,9 +251,9 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             // Every cause was looked for before: who is to blame is not known, so all that were
             // in the pass end.
             let why = error.to_string();
-            let fed = self.running.iter().filter(|one| one.planned > 0).map(|one| one.id);
-            let fed: Vec<u64> = fed.collect();
-            for id in fed {
+            let ids = self.running.iter().filter(|one| one.planned > 0).map(|one| one.id);
+            let ids: Vec<u64> = ids.collect();
+            for id in ids {
                 self.end(id, Some(Error::Broken { why: why.clone() }), on);
             }
             return Step::Worked;
@@ -254,8 +264,8 @@ impl<'a, B: Backend> Scheduler<'a, B> {
                 one.publish(self.executor);
             }
         }
-        let plain = decoding.iter().all(|decodes| *decodes).then_some(ready.len());
-        self.advance(&ready, on);
+        let plain = decoding.iter().all(|decodes| *decodes).then_some(fed.len());
+        self.advance(&fed, on);
         if let Some(plain) = plain {
             let Snapshot { proposed_tokens, accepted_tokens, .. } = self.counts;
             let guesses = (proposed_tokens - before.0) as usize;

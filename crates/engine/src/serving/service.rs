@@ -139,10 +139,10 @@ impl Service {
         if submission.n > n {
             return Err(Error::Request(format!("n is {}; it may be {n}", submission.n)));
         }
-        match submission.log_probs {
-            Some(wanted) if wanted.top > top_log_probs => Err(Error::Request(format!(
-                "{} top log probabilities are asked for; there may be {top_log_probs}",
-                wanted.top
+        let of_tokens = submission.log_probs.map(|wanted| wanted.top);
+        match of_tokens.max(submission.prompt_log_probs) {
+            Some(top) if top > top_log_probs => Err(Error::Request(format!(
+                "{top} top log probabilities are asked for; there may be {top_log_probs}"
             ))),
             _ => Ok(()),
         }

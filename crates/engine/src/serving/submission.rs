@@ -24,6 +24,10 @@ pub struct Submission {
     pub n: usize,
     /// Log probabilities to report with each token.
     pub log_probs: Option<LogProbsWanted>,
+    /// Log probabilities of the prompt's own tokens, and of how many of the likeliest in the place
+    /// of each ([`Update::Prefilled`]). Nothing of such a prompt is taken from the cache before its
+    /// logits were seen, and its passes are shorter.
+    pub prompt_log_probs: Option<usize>,
     /// Higher goes first, and may take the place of lower ones; 0 is the usual.
     pub priority: i32,
     /// Whose it is. Clients of the same priority get shares of the same size.
@@ -34,13 +38,14 @@ pub struct Submission {
 }
 
 impl From<Request> for Submission {
-    /// One text, without log probabilities, at priority 0, of the client without a name,
+    /// One text, without log probabilities of anything, at priority 0, of the client without a name,
     /// speculating as usual.
     fn from(request: Request) -> Self {
         Self {
             request,
             n: 1,
             log_probs: None,
+            prompt_log_probs: None,
             priority: 0,
             client: Arc::from(""),
             speculation: None,
@@ -99,6 +104,9 @@ pub enum Update {
         tokens: usize,
         /// Those of them that were computed before, for another request.
         cached: usize,
+        /// Where they were asked for: the model's log probabilities of the second token of the
+        /// prompt after the first, of the third after both, and so on. The first has none.
+        log_probs: Option<Vec<LogProbs>>,
     },
     /// One more token, as [`lathe_api::Event::Token`].
     Token { text: usize, id: u32, piece: String, log_probs: Option<LogProbs> },

@@ -6,13 +6,17 @@ use lathe_api::{Flow, Request, Sampling};
 use lathe_files::Checkpoint;
 
 use super::{
-    Ending, Limits, Rules, Scheduler, Service, Step, Submission, Update,
+    Ending, Limits, LogProbs, Rules, Scheduler, Service, Step, Submission, Update,
     active::{BREAKS, PANICS},
 };
 use crate::{Error, Native, Options, cpu::Cpu};
 
 fn native(options: Options) -> Native {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs/llama");
+    of_kind("llama", options)
+}
+
+fn of_kind(name: &str, options: Options) -> Native {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs").join(name);
     let checkpoint = Checkpoint::open(&folder).unwrap();
     Native::load(&checkpoint, None, &Options { context: Some(64), ..options }).unwrap()
 }
@@ -173,4 +177,47 @@ fn a_panic_ends_its_request_and_not_the_service() {
     service.end(Ending::Drain);
     let counts = native.executor.pages.counts();
     assert_eq!(counts.available(), counts.all);
+}
+
+/// What is told of a watched prompt's tokens, whose place another takes after so many steps.
+fn told(native: &Native, rules: Rules, disturbed: Option<usize>) -> Vec<LogProbs> {
+    let mut scheduler = Scheduler::new(&native.executor, None, rules);
+    let watched = Submission { prompt_log_probs: Some(2), ..submission(40, 9) };
+    scheduler.submit(0, watched, None).unwrap();
+    let mut told = None;
+    for step in 0.. {
+        if disturbed == Some(step) {
+            let urgent = Submission { priority: 1, ..submission(20, 3) };
+            scheduler.submit(1, urgent, None).unwrap();
+        }
+        let worked = scheduler.step(&mut |id, update| {
+            if let (0, Update::Prefilled { log_probs, cached, .. }) = (id, update) {
+                assert!(told.is_none() && cached == 0);
+                told = log_probs;
+            }
+            Flow::Continue
+        });
+        if matches!(worked, Step::Idle) {
+            break;
+        }
+    }
+    assert_eq!(scheduler.snapshot().preemptions > 0, disturbed.is_some());
+    told.unwrap()
+}
+
+#[test]
+fn log_probabilities_of_a_prompt_are_the_same_where_it_gave_up_its_place_in_between() {
+    for name in ["llama", "phi3-longrope", "llama-dynamic"] {
+        let native = of_kind(name, Options { batch: 2, ..Options::default() });
+        let alone = Rules { sequences: 1, share_prefixes: false, ..rules(64) };
+        let undisturbed = told(&native, alone, None);
+        assert_eq!(undisturbed.len(), 39);
+        for (step_tokens, step) in [(8, 1), (8, 3), (32, 1), (10, 7)] {
+            for share_prefixes in [true, false] {
+                let rules = Rules { sequences: 1, share_prefixes, ..rules(step_tokens) };
+                let found = told(&native, rules, Some(step));
+                assert_eq!(found, undisturbed, "{name}, {step_tokens}, {step}");
+            }
+        }
+    }
 }

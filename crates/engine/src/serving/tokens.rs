@@ -10,21 +10,27 @@ use crate::{
     backend::Backend,
     serving::{
         active::Active,
-        scheduler::{OnUpdate, Scheduler},
+        scheduler::{Fed, OnUpdate, Scheduler},
         submission::{Served, Update},
     },
 };
 
 /// From a pass's logits to tokens, and to the ends of texts.
 impl<'a, B: Backend> Scheduler<'a, B> {
-    /// A token for each of the sequences that are `ready`, and those after its guesses, from the
-    /// rows of logits.
-    pub(super) fn advance(&mut self, ready: &[usize], on: &mut OnUpdate<'_>) {
+    /// From the rows of logits, what was asked of prompts, and a token for each of the sequences
+    /// that are ready, and those after its guesses.
+    pub(super) fn advance(&mut self, fed: &[Fed], on: &mut OnUpdate<'_>) {
         let mut logits = std::mem::take(&mut self.logits);
         let mut ends = Vec::new();
         let mut joining = Vec::new();
         let mut rows = logits.chunks_exact_mut(self.executor.spec.vocab);
-        for at in ready {
+        for Fed { at, watched, ready } in fed {
+            if *watched > 0 {
+                self.running[*at].watch(rows.by_ref().take(*watched));
+            }
+            if !ready {
+                continue;
+            }
             let Some(row) = rows.next() else { break };
             let guessed = self.running[*at].guesses.len();
             let mut guessed: Vec<&mut [f32]> = rows.by_ref().take(guessed).collect();
@@ -64,7 +70,8 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         group.prefilled = true;
         group.forks = true;
         let Served { prompt_tokens: tokens, cached_tokens: cached, .. } = group.served;
-        on(id, Update::Prefilled { tokens, cached })
+        let log_probs = self.running[at].told();
+        on(id, Update::Prefilled { tokens, cached, log_probs })
     }
 
     /// The other texts of a submission whose prompt has just been computed: those that go on from

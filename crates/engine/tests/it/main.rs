@@ -5,4 +5,5 @@ mod goldens;
 mod guided;
 mod runner;
 mod serving;
+mod soak;
 mod stages;

@@ -3,7 +3,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -13,44 +13,44 @@ use lathe_base::Buf;
 use lathe_engine::{
     Error, KvType, Native, Options,
     serving::{
-        Distribution, Ending, Limits, LogProbsWanted, Response, Served, Service, Snapshot,
-        Submission, Update, derived_seed,
+        Distribution, Ending, Limits, LogProbs, LogProbsWanted, Response, Served, Service,
+        Snapshot, Submission, Update, derived_seed,
     },
 };
 use lathe_files::Checkpoint;
 use lathe_tokens::Tokenizer;
 
-fn native(checkpoint: &Checkpoint, options: &Options) -> Arc<Native> {
+fn load(checkpoint: &Checkpoint, options: &Options) -> Result<Arc<Native>, Error> {
     let tokenizer = Arc::new(Tokenizer::from_checkpoint(checkpoint).unwrap());
-    Arc::new(Native::load(checkpoint, tokenizer, options).unwrap())
+    Native::load(checkpoint, tokenizer, options).map(Arc::new)
 }
 
-fn demo(options: &Options) -> Arc<Native> {
+pub(crate) fn demo(options: &Options) -> Arc<Native> {
     let files: Vec<(&str, Buf)> =
         lathe_demo::files().iter().map(|(name, bytes)| (*name, Buf::from_static(bytes))).collect();
-    native(&Checkpoint::from_memory(&files).unwrap(), options)
+    load(&Checkpoint::from_memory(&files).unwrap(), options).unwrap()
 }
 
 /// A tiny model with random weights and a context of 64 tokens.
-fn tiny(name: &str, options: &Options) -> Arc<Native> {
+pub(crate) fn tiny(name: &str, options: &Options) -> Result<Arc<Native>, Error> {
     let archs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/archs");
-    native(&Checkpoint::open(&archs.join(name)).unwrap(), options)
+    load(&Checkpoint::open(&archs.join(name)).unwrap(), options)
 }
 
-fn options(batch: usize) -> Options {
+pub(crate) fn options(batch: usize) -> Options {
     Options { threads: 2, context: Some(64), batch, ..Options::default() }
 }
 
-fn start(native: &Arc<Native>, limits: Limits) -> Service {
+pub(crate) fn start(native: &Arc<Native>, limits: Limits) -> Service {
     Service::start(Arc::clone(native), limits).unwrap()
 }
 
 /// Ids that the tiny models have, different for each seed.
-fn prompt(length: usize, seed: usize) -> Vec<u32> {
+pub(crate) fn prompt(length: usize, seed: usize) -> Vec<u32> {
     (0..length).map(|i| (3 + (i * 37 + seed * 11) % 150) as u32).collect()
 }
 
-fn request(prompt: &[u32], max_tokens: usize) -> Request {
+pub(crate) fn request(prompt: &[u32], max_tokens: usize) -> Request {
     Request {
         prompt: prompt.to_vec(),
         max_tokens,
@@ -86,7 +86,7 @@ fn read(response: Response) -> Result<Read, Error> {
 }
 
 /// The same without the service.
-fn alone(native: &Native, request: &Request) -> (Vec<u32>, String) {
+pub(crate) fn alone(native: &Native, request: &Request) -> (Vec<u32>, String) {
     let (mut ids, mut text) = (Vec::new(), String::new());
     let on = &mut |event: Event<'_>| {
         if let Event::Token { id, text: piece } = event {
@@ -100,7 +100,7 @@ fn alone(native: &Native, request: &Request) -> (Vec<u32>, String) {
 }
 
 /// Waits until nothing runs, and counts pages.
-fn settled(service: &Service) -> Snapshot {
+pub(crate) fn settled(service: &Service) -> Snapshot {
     let until = Instant::now() + Duration::from_secs(20);
     loop {
         let now = service.snapshot();
@@ -112,7 +112,7 @@ fn settled(service: &Service) -> Snapshot {
     }
 }
 
-fn nothing_is_lost(service: &Service) {
+pub(crate) fn nothing_is_lost(service: &Service) {
     let now = settled(service);
     assert_eq!(now.free_pages + now.cached_pages, now.pages, "{now:?}");
 }
@@ -189,7 +189,8 @@ fn a_text_that_gave_up_its_pages_is_the_same_as_undisturbed() {
     for (name, kv) in all {
         for share_prefixes in [true, false] {
             // Six sequences of two pages each at their ends, and seven pages.
-            let native = tiny(name, &Options { kv, cache: Some(7 * 32), chunk: 48, ..options(6) });
+            let native =
+                tiny(name, &Options { kv, cache: Some(7 * 32), chunk: 48, ..options(6) }).unwrap();
             let requests: Vec<Request> =
                 (0..6).map(|i| request(&prompt(9 + 3 * i, i), 50 - 4 * i)).collect();
             // Before the service has pages: calls of their own are refused where none are left.
@@ -295,6 +296,8 @@ fn requests_beyond_the_limits_are_refused_with_the_reason() {
     assert!(refused(few(0)).to_string().contains('n'));
     let wanted = LogProbsWanted { top: 6, of: Distribution::Model };
     assert!(refused(Submission { log_probs: Some(wanted), ..few(1) }).to_string().contains('6'));
+    let prompts = refused(Submission { prompt_log_probs: Some(7), ..few(1) });
+    assert!(prompts.to_string().contains('7'));
 
     // One runs for long; then the queue fills, first its tokens, then its places.
     let mut runs = service.submit(request(&prompt(5, 1), 500).into()).unwrap();
@@ -307,7 +310,7 @@ fn requests_beyond_the_limits_are_refused_with_the_reason() {
     assert!(matches!(wait(60, 2), Err(Error::QueueTokens { waiting: 120, most: 100 })));
     let _others = (wait(5, 3).unwrap(), wait(5, 4).unwrap());
     assert!(matches!(wait(5, 5), Err(Error::QueueFull { waiting: 3, most: 3 })));
-    assert_eq!(service.snapshot().refused, 8);
+    assert_eq!(service.snapshot().refused, 9);
     // A prompt that the pages could never hold is refused whatever the context is.
     let native = demo(&Options { context: Some(512), cache: Some(96), ..options(2) });
     let small = start(&native, Limits::default());
@@ -346,6 +349,121 @@ fn log_probabilities_of_the_model_are_those_of_the_scorer() {
         compared += 1;
     }
     assert_eq!(compared, 25);
+}
+
+/// What a submission tells of its prompt, how much of that was cached, and its first text.
+fn told(response: Response) -> (Vec<LogProbs>, usize, Vec<u32>) {
+    let (mut told, mut found, mut ids) = (None, 0, Vec::new());
+    for update in response {
+        match update {
+            Update::Prefilled { cached, log_probs, .. } => {
+                assert!(told.is_none(), "it is told once");
+                (told, found) = (log_probs, cached);
+            }
+            Update::Token { text: 0, id, .. } => ids.push(id),
+            Update::Done(served) => drop(served.unwrap()),
+            _ => {}
+        }
+    }
+    (told.unwrap_or_default(), found, ids)
+}
+
+/// Holds log probabilities of a prompt against logits of the scorer, in f64.
+fn are_those_of_the_scorer(native: &Native, prompt: &[u32], told: &[LogProbs], top: usize) {
+    assert_eq!(told.len(), prompt.len() - 1);
+    let logits = native.scorer().unwrap().feed(prompt).unwrap();
+    for ((row, next), found) in logits.rows().zip(&prompt[1..]).zip(told) {
+        let sum = row.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();
+        let of = |id: u32| (f64::from(row[id as usize]) - sum) as f32;
+        assert!((found.chosen - of(*next)).abs() < 1e-5, "{} {}", found.chosen, of(*next));
+        let mut ids: Vec<u32> = (0..row.len() as u32).collect();
+        ids.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b)));
+        assert_eq!(found.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids[..top]);
+        assert!(found.top.iter().all(|(id, found)| (found - of(*id)).abs() < 1e-5));
+    }
+}
+
+#[test]
+fn log_probabilities_of_a_prompt_are_those_of_the_scorer_whatever_is_cached() {
+    for kv in TYPES {
+        let native = demo(&Options { kv, context: Some(192), ..options(3) });
+        let plain = request(&prompt(100, 4), 10);
+        let text = alone(&native, &plain).0;
+        for (step_tokens, share_prefixes) in [(256, true), (256, false), (7, true), (40, true)] {
+            let limits =
+                Limits { step_tokens: Some(step_tokens), share_prefixes, ..Limits::default() };
+            let service = start(&native, limits);
+            read(service.submit(plain.clone().into()).unwrap()).unwrap();
+            // Twice at once beside one that wants none: each sees all of its own prompt.
+            let watched = || Submission { prompt_log_probs: Some(3), ..plain.clone().into() };
+            let all = [watched(), plain.clone().into(), watched()];
+            let all = all.map(|submission| service.submit(submission).unwrap());
+            let [one, unwatched, other] = all.map(told);
+            are_those_of_the_scorer(&native, &plain.prompt, &one.0, 3);
+            assert_eq!(one, other, "{kv:?}, {step_tokens}");
+            assert_eq!((one.1, &one.2), (0, &text), "{kv:?}, {step_tokens}");
+            let cached = if share_prefixes { 96 } else { 0 };
+            assert_eq!((unwatched.0, unwatched.1, &unwatched.2), (vec![], cached, &text));
+            nothing_is_lost(&service);
+        }
+    }
+}
+
+#[test]
+fn log_probabilities_of_a_prompt_are_those_of_the_scorer_whatever_the_rope() {
+    let all = [
+        ("llama", KvType::Int4),
+        ("mistral", KvType::F16),
+        ("phi3-longrope", KvType::F16),
+        ("llama-dynamic", KvType::F16),
+    ];
+    for (name, kv) in all {
+        for share_prefixes in [true, false] {
+            let native = tiny(name, &Options { kv, cache: Some(7 * 32), ..options(6) }).unwrap();
+            let requests: Vec<Request> =
+                (0..6).map(|i| request(&prompt(40 + 3 * i, i), 9)).collect();
+            let limits = Limits { step_tokens: Some(10), share_prefixes, ..Limits::default() };
+            let service = start(&native, limits);
+            let responses: Vec<_> = requests
+                .iter()
+                .map(|request| {
+                    let wanted = Submission { prompt_log_probs: Some(2), ..request.clone().into() };
+                    service.submit(wanted).unwrap()
+                })
+                .collect();
+            let told: Vec<_> = responses.into_iter().map(told).collect();
+            nothing_is_lost(&service);
+            drop(service);
+            for (request, (told, _, ids)) in requests.iter().zip(&told) {
+                are_those_of_the_scorer(&native, &request.prompt, told, 2);
+                assert_eq!(*ids, alone(&native, request).0, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn log_probabilities_of_a_prompt_are_told_once_for_several_texts_and_to_a_call_as_well() {
+    let native = demo(&Options { context: Some(128), ..options(2) });
+    let one = request(&prompt(45, 3), 5);
+    let wanted = Submission { prompt_log_probs: Some(0), ..one.clone().into() };
+    let mut found = None;
+    let served = native.submit(wanted.clone(), &mut |update| {
+        if let Update::Prefilled { log_probs, .. } = update {
+            found = log_probs;
+        }
+        Flow::Continue
+    });
+    assert_eq!((served.unwrap().generated_tokens, found.as_ref().unwrap().len()), (5, 44));
+    let service = start(&native, Limits::default());
+    // Four texts in two places: the last two begin anew.
+    let several = service.submit(Submission { n: 4, ..wanted.clone() }).unwrap();
+    assert_eq!(Some(told(several).0), found);
+    are_those_of_the_scorer(&native, &one.prompt, &found.unwrap(), 0);
+    let single = Submission { request: request(&prompt(1, 3), 5), ..wanted.clone() };
+    assert_eq!(told(service.submit(single).unwrap()).0, vec![]);
+    let refused = native.submit(Submission { n: 2, ..wanted }, &mut |_| Flow::Continue);
+    assert!(matches!(refused, Err(Error::Request(_))), "{refused:?}");
 }
 
 #[test]
@@ -430,71 +548,5 @@ fn draining_finishes_what_was_taken_on_and_stopping_does_not() {
         assert!(
             response.any(|u| matches!(u, Update::Finished { finish, .. } if finish == cancelled))
         );
-    }
-}
-
-#[test]
-fn many_clients_that_come_and_go_lose_no_page_and_get_their_texts() {
-    let kinds = [(KvType::F16, 24 * 32), (KvType::Int4, 20 * 32)];
-    for (kv, cache) in kinds {
-        let native = demo(&Options { kv, cache: Some(cache), context: Some(256), ..options(8) });
-        let limits = Limits { waiting: 40, ..Limits::default() };
-        let service = start(&native, limits);
-        // Longer by hand.
-        let seconds = std::env::var("LATHE_SOAK_SECONDS").ok().and_then(|s| s.parse().ok());
-        let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(3));
-        let (done, gone, refused) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
-        thread::scope(|scope| {
-            for client in 0..64usize {
-                let (service, done, gone, refused) = (&service, &done, &gone, &refused);
-                scope.spawn(move || {
-                    let mut state = client as u64 + 1;
-                    let mut random = move |below: u64| {
-                        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
-                        (state >> 33) % below
-                    };
-                    while Instant::now() < until {
-                        let common = prompt(random(100) as usize, random(2) as usize);
-                        let own = prompt(1 + random(50) as usize, random(1000) as usize);
-                        let mut one = request(&[common, own].concat(), random(90) as usize);
-                        one.sampling.seed = random(1000);
-                        let submission = Submission {
-                            n: 1 + random(3) as usize,
-                            client: Arc::from(["a", "b", "c"][client % 3]),
-                            priority: random(2) as i32,
-                            ..one.into()
-                        };
-                        let mut response = match service.submit(submission) {
-                            Ok(response) => response,
-                            Err(Error::QueueFull { .. }) => {
-                                refused.fetch_add(1, Ordering::Relaxed);
-                                thread::sleep(Duration::from_millis(5));
-                                continue;
-                            }
-                            Err(other) => panic!("{other}"),
-                        };
-                        if random(3) == 0 {
-                            response.by_ref().take(random(60) as usize).for_each(drop);
-                            gone.fetch_add(1, Ordering::Relaxed);
-                        } else {
-                            read(response).unwrap();
-                            done.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
-                });
-            }
-        });
-        let now = settled(&service);
-        nothing_is_lost(&service);
-        assert_eq!(now.failed, 0, "{now:?}");
-        assert!(now.finished as usize >= done.load(Ordering::Relaxed), "{now:?}");
-        assert!(now.preemptions > 0 && now.prefix_hit_tokens > 0, "{now:?}");
-        let ended = done.into_inner() + gone.into_inner();
-        assert_eq!((now.finished + now.cancelled) as usize, ended, "{now:?}");
-        println!("{kv:?}, {} turned away: {now:?}", refused.into_inner());
-        // After all that, what is left in the cache is still right.
-        let last = request(&[prompt(99, 1), prompt(20, 7)].concat(), 40);
-        let read = read(service.submit(last.clone().into()).unwrap()).unwrap();
-        assert_eq!(read.texts[0], alone(&native, &last));
     }
 }
