@@ -14,4 +14,4 @@ pub use error::Error;
 pub use figures::{Figures, Measure, figures, ratio};
 pub use rounds::{Round, rounds};
 pub use sample::{BatchSample, RequestSample, Trial};
-pub use workload::{Workload, measure};
+pub use workload::{Text, Workload, measure};

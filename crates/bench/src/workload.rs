@@ -13,7 +13,7 @@ use crate::{BatchSample, Error, RequestSample, Trial};
 ///
 /// Prompts are drawn token by token from the vocabulary by the seed, as llama-bench does: every
 /// engine gets the same ids, no tokenizer is involved, and a dense model's speed does not depend
-/// on what they say. Generation is greedy and runs past end-of-text tokens, so that every
+/// on what they say, unless it guesses how texts go on: then they are pieces of a [`Text`]. Generation is greedy and runs past end-of-text tokens, so that every
 /// candidate makes the same number of tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Workload {
@@ -32,6 +32,17 @@ pub struct Workload {
     /// know; from all that the engine knows by default.
     #[serde(default)]
     pub vocab: Option<usize>,
+    /// Prompts are pieces of this text, from places that are drawn by the seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Text>,
+}
+
+/// What people write, in a model's tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Text {
+    pub name: String,
+    /// At least [`Workload::prompt_tokens`].
+    pub ids: Vec<u32>,
 }
 
 /// However fast an engine is, its samples must fit a record that people can keep.
@@ -45,10 +56,16 @@ impl Workload {
 
     fn request(&self, vocab: usize, number: u64) -> Request {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed.wrapping_add(number));
-        let vocab = self.vocab.map_or(vocab, |most| most.min(vocab));
-        let vocab = u32::try_from(vocab.max(1)).unwrap_or(u32::MAX);
+        let prompt = if let Some(Text { ids, .. }) = &self.text {
+            let start = rng.random_range(0..=ids.len().saturating_sub(self.prompt_tokens));
+            ids[start..].iter().take(self.prompt_tokens).copied().collect()
+        } else {
+            let vocab = self.vocab.map_or(vocab, |most| most.min(vocab));
+            let vocab = u32::try_from(vocab.max(1)).unwrap_or(u32::MAX);
+            (0..self.prompt_tokens).map(|_| rng.random_range(0..vocab)).collect()
+        };
         Request {
-            prompt: (0..self.prompt_tokens).map(|_| rng.random_range(0..vocab)).collect(),
+            prompt,
             max_tokens: self.new_tokens,
             sampling: Sampling::default(),
             stop_tokens: Vec::new(),

@@ -13,7 +13,7 @@ use lathe_engine::{
 };
 use lathe_files::Checkpoint;
 use lathe_machine::Memory;
-use lathe_optimize::{EngineOrder, Precision};
+use lathe_optimize::{EngineOrder, Guesses, Precision};
 use lathe_tokens::Tokenizer;
 
 /// What users type for the built-in model, besides its own name.
@@ -51,12 +51,16 @@ pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> anyhow::Result<Arc<Tokenizer
 
 /// Loads a model into the engine that the order names.
 pub(crate) fn engine(order: &EngineOrder) -> anyhow::Result<Box<dyn Engine>> {
-    let name = order.model.to_string_lossy();
-    let checkpoint = if is_demo(&name) { demo()? } else { Checkpoint::open(&order.model)? };
+    let checkpoint = here(&order.model)?;
     match order.engine.as_str() {
         "native" => Ok(Box::new(native(&checkpoint, order)?)),
         other => bail!("there is no engine `{other}`; this version has: native"),
     }
+}
+
+/// Opens what an order names.
+fn here(model: &Path) -> anyhow::Result<Checkpoint> {
+    if is_demo(&model.to_string_lossy()) { demo() } else { Ok(Checkpoint::open(model)?) }
 }
 
 /// Loads a checkpoint into Lathe's own engine.
@@ -80,11 +84,19 @@ pub(crate) fn native(checkpoint: &Checkpoint, order: &EngineOrder) -> anyhow::Re
         inputs: (order.precision != Precision::Fast).then_some(Inputs::Own),
         max_memory: memory_left(order.memory.most, checkpoint.stored_bytes())?,
         lock: order.memory.lock,
-        // What is measured must not hang on what a text says; who wants guesses asks for them.
-        speculation: Speculation::Off,
+        speculation: match order.guesses {
+            Guesses::Lookup => Speculation::Lookup,
+            Guesses::Off | Guesses::Draft(_) => Speculation::Off,
+        },
         ..Options::default()
     };
-    Ok(Native::load(checkpoint, tokenizer, &options)?)
+    let native = Native::load(checkpoint, tokenizer, &options)?;
+    match &order.guesses {
+        Guesses::Draft(model) => {
+            with_draft(native, model, order).with_context(|| format!("--draft {}", model.display()))
+        }
+        Guesses::Off | Guesses::Lookup => Ok(native),
+    }
 }
 
 /// What an engine may take: of what the process may, what it does not have yet. Where nothing is
@@ -102,19 +114,12 @@ fn memory_left(most: Option<Bytes>, model: Bytes) -> anyhow::Result<Option<u64>>
     }
 }
 
-/// The same with others to guess how its texts go on, or nobody.
-pub(crate) fn speculating(
-    native: Native,
-    (speculation, draft): (Speculation, Option<&str>),
-    order: &EngineOrder,
-    progress: &dyn Progress,
-) -> anyhow::Result<Native> {
-    let Some(model) = draft else { return Ok(native.with_speculation(speculation)) };
-    let draft = checkpoint(model, progress).with_context(|| format!("--draft {model}"))?;
+/// The same with a smaller model that guesses how its texts go on.
+fn with_draft(native: Native, model: &Path, order: &EngineOrder) -> anyhow::Result<Native> {
     // A cache of a type that codes whole pages has no way back from wrong guesses.
-    let order = EngineOrder { kv: "f16".to_owned(), ..order.clone() };
-    let draft = self::native(&draft, &order).with_context(|| format!("--draft {model}"))?;
-    native.with_draft(draft).with_context(|| format!("--draft {model}"))
+    let (kv, guesses) = ("f16".to_owned(), Guesses::Off);
+    let order = EngineOrder { kv, guesses, ..order.clone() };
+    Ok(native.with_draft(self::native(&here(model)?, &order)?)?)
 }
 
 pub(crate) fn kv(name: &str) -> anyhow::Result<KvType> {

@@ -176,6 +176,7 @@ fn settings(args: &OptimizeArgs, model_context: usize) -> anyhow::Result<Setting
             requests: measuring.requests,
             at_least: Seconds(0.3),
             vocab: None,
+            text: None,
             warmup: 1,
             streams,
             seed: measuring.seed,

@@ -21,4 +21,4 @@ pub use judge::judge;
 pub use plan::{Basis, Cost, Planned, Sizes, plan, rank};
 pub use record::{Binary, DataFacts, LAYOUT, Made, ModelFacts, Run, Settings};
 pub use requirements::Requirements;
-pub use walk::{EngineOrder, MemoryUse, Precision, Walk, Workshop, size_of};
+pub use walk::{EngineOrder, Guesses, MemoryUse, Precision, Walk, Workshop, size_of};

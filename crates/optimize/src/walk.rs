@@ -56,6 +56,20 @@ pub struct EngineOrder {
     pub precision: Precision,
     #[serde(default)]
     pub memory: MemoryUse,
+    #[serde(default)]
+    pub guesses: Guesses,
+}
+
+/// Who guesses how texts go on, so that one pass checks several tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guesses {
+    #[default]
+    Off,
+    /// What followed when the last words came before.
+    Lookup,
+    /// A smaller model: a path, or `demo`.
+    Draft(PathBuf),
 }
 
 /// How an engine may use memory.
@@ -434,6 +448,7 @@ impl<'a> Walk<'a> {
             },
             precision,
             memory: MemoryUse::default(),
+            guesses: Guesses::Off,
         }
     }
 

@@ -2,9 +2,13 @@
 
 use std::time::Instant;
 
-use lathe_api::{Engine, Event, Flow, Request, Usage};
+use anyhow::Context;
+use lathe_api::{Flow, Usage};
 use lathe_base::{Progress, Seconds};
-use lathe_engine::serving::Snapshot;
+use lathe_engine::{
+    Native,
+    serving::{LogProbs, Snapshot, Submission, Update},
+};
 use serde::Serialize;
 
 /// What a model answered.
@@ -15,12 +19,17 @@ pub(crate) struct Answer {
     pub(crate) usage: Usage,
     pub(crate) timings: Timings,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) speculation: Option<Guesses>,
+    pub(crate) speculation: Option<Guessed>,
+    /// Where they were asked for: of the prompt's tokens after the first, and of the text's.
+    #[serde(skip)]
+    pub(crate) of_prompt: Option<Vec<LogProbs>>,
+    #[serde(skip)]
+    pub(crate) of_text: Option<Vec<LogProbs>>,
 }
 
 /// What came of guessing how the text goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Guesses {
+pub(crate) struct Guessed {
     /// Tokens that were guessed, and those that were right.
     pub(crate) proposed: u64,
     pub(crate) accepted: u64,
@@ -28,7 +37,7 @@ pub(crate) struct Guesses {
     pub(crate) passes: u64,
 }
 
-impl Guesses {
+impl Guessed {
     /// What was done between two looks at an engine, if anything was guessed.
     pub(crate) fn between(before: &Snapshot, after: &Snapshot) -> Option<Self> {
         let proposed = after.proposed_tokens - before.proposed_tokens;
@@ -52,34 +61,47 @@ pub(crate) struct Timings {
 /// Runs a request and hands on each piece of text as it comes. An interruption ends the text, not
 /// the program.
 pub(crate) fn answer(
-    engine: &dyn Engine,
-    request: &Request,
+    engine: &Native,
+    submission: Submission,
     progress: &dyn Progress,
     show: &mut dyn FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Answer> {
     let (mut text, mut ids, mut stamps) = (String::new(), Vec::new(), Vec::new());
-    let (mut prefilled, mut trouble) = (None, None);
+    let (mut prefilled, mut usage, mut trouble) = (None, None, None);
+    let mut of_prompt = None;
+    let mut of_text = submission.log_probs.map(|_| Vec::new());
+    let prompt_tokens = submission.request.prompt.len();
     let start = Instant::now();
-    let usage = engine.generate(request, &mut |event| {
-        match event {
-            Event::Prefilled { .. } => prefilled = Some(start.elapsed().as_secs_f64()),
-            Event::Token { id, text: piece } => {
+    let served = engine.submit(submission, &mut |update| {
+        match update {
+            Update::Prefilled { log_probs, .. } => {
+                prefilled = Some(start.elapsed().as_secs_f64());
+                of_prompt = log_probs;
+            }
+            Update::Token { id, piece, log_probs, .. } => {
                 stamps.push(start.elapsed().as_secs_f64());
                 ids.push(id);
-                text.push_str(piece);
-                trouble = show(piece).err();
+                text.push_str(&piece);
+                if let Some(all) = &mut of_text {
+                    all.extend(log_probs);
+                }
+                trouble = show(&piece).err();
             }
+            Update::Finished { finish, generated, .. } => {
+                usage = Some(Usage { prompt_tokens, generated_tokens: generated, finish });
+            }
+            _ => {}
         }
         if trouble.is_some() || progress.cancelled() { Flow::Stop } else { Flow::Continue }
-    })?;
+    });
+    served.map_err(lathe_api::Error::from)?;
     let total = start.elapsed().as_secs_f64();
-    match trouble {
-        Some(error) => Err(error),
-        None => {
-            let timings = Timings::new(request.prompt.len(), prefilled, &stamps, total);
-            Ok(Answer { text, ids, usage, timings, speculation: None })
-        }
+    if let Some(error) = trouble {
+        return Err(error);
     }
+    let usage = usage.context("the text ended without saying how")?;
+    let timings = Timings::new(prompt_tokens, prefilled, &stamps, total);
+    Ok(Answer { text, ids, usage, timings, speculation: None, of_prompt, of_text })
 }
 
 impl Timings {
@@ -108,7 +130,7 @@ impl Answer {
             |rate: Option<f64>| rate.map_or("–".to_owned(), |r| format!("{r:.1} tokens/s"));
         let first = self.timings.first_token_seconds;
         let guesses = self.speculation.map_or_else(String::new, |guesses| {
-            let Guesses { proposed, accepted, passes } = guesses;
+            let Guessed { proposed, accepted, passes } = guesses;
             let passes = passes as f64 / self.usage.generated_tokens.max(1) as f64;
             format!(" · {accepted} of {proposed} guesses right, {passes:.2} passes per token")
         });

@@ -249,7 +249,7 @@ impl<'a> Chat<'a> {
         request.sampling.seed = request.sampling.seed.wrapping_add(self.turns);
         let shown = !self.json;
         let mut show = |text: &str| if shown { ui::out(text) } else { Ok(()) };
-        self.loaded.answer(&request, self.bar, &mut show)
+        self.loaded.answer(request.into(), self.bar, &mut show)
     }
 
     fn remarks(&self, answer: &Answer) {

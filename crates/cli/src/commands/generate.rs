@@ -4,12 +4,14 @@ use anyhow::{Context, bail};
 use clap::Args;
 use lathe_api::Engine;
 use lathe_base::Progress;
+use lathe_engine::serving::{Distribution, LogProbsWanted, Submission};
 use serde::Serialize;
 
 use crate::{
     args::Global,
     commands::{
         answer::Answer,
+        likely::{self, Likely},
         options::{EngineArgs, Loaded, SamplingArgs, SpeculationArgs, plain},
         structure::{self, StructureArgs},
     },
@@ -32,6 +34,7 @@ const USUAL_LENGTH: usize = 256;
   lathe generate model.gguf \"Dear diary\" --draft small.gguf --stats
   lathe generate model.gguf - --speculate lookup < report.txt
   lathe generate model.gguf \"In 2 + 3 * 4: \" --grammar arithmetic.gbnf
+  lathe generate model.gguf \"Paris is in France\" -n 1 --prompt-logprobs 3
 
 The text is continued as it stands, without any chat template: `lathe chat` uses the template.")]
 pub(crate) struct GenerateArgs {
@@ -39,6 +42,13 @@ pub(crate) struct GenerateArgs {
     model: String,
     /// The text to continue; `-` reads it from stdin
     prompt: String,
+    /// Say how likely the model found each token of its text, and the K likeliest in its place:
+    /// natural logarithms, before temperature and the like
+    #[arg(long, value_name = "K")]
+    logprobs: Option<usize>,
+    /// Say how likely the model found each token of the prompt, and the K likeliest in its place
+    #[arg(long, value_name = "K")]
+    prompt_logprobs: Option<usize>,
     /// Print times and speeds when done
     #[arg(long)]
     stats: bool,
@@ -59,6 +69,10 @@ struct Generated<'a> {
     prompt_ids: &'a [u32],
     #[serde(flatten)]
     answer: &'a Answer,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Vec<Likely>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<Likely>>,
     threads: usize,
     load_seconds: f64,
 }
@@ -84,14 +98,36 @@ pub(crate) fn run(args: GenerateArgs, global: &Global) -> anyhow::Result<Ended> 
         ui::out(&prompt)?;
     }
     let mut show = |text: &str| if shown { ui::out(text) } else { Ok(()) };
-    let answer = loaded.answer(&request, &bar, &mut show).with_context(|| args.model.clone())?;
+    let submission = Submission {
+        log_probs: args.logprobs.map(|top| LogProbsWanted { top, of: Distribution::Model }),
+        prompt_log_probs: args.prompt_logprobs,
+        ..request.clone().into()
+    };
+    let answer = loaded.answer(submission, &bar, &mut show).with_context(|| args.model.clone())?;
+    let likely = |ids: &[u32], found: &[_]| likely::all(&loaded.tokenizer, ids, found);
+    let prompt_logprobs = answer.of_prompt.as_ref().map(|found| likely(&request.prompt, found));
+    let logprobs = answer.of_text.as_ref().map(|found| likely(&answer.ids, found));
     if global.json {
         let (prompt_ids, threads) = (&request.prompt[..], loaded.threads);
         let (model, load_seconds) = (&args.model, loaded.load.0);
         let (prompt, answer) = (&prompt, &answer);
-        ui::json(&Generated { model, prompt, prompt_ids, answer, threads, load_seconds })?;
-    } else if !answer.text.ends_with('\n') {
-        ui::out("\n")?;
+        ui::json(&Generated {
+            model,
+            prompt,
+            prompt_ids,
+            answer,
+            prompt_logprobs,
+            logprobs,
+            threads,
+            load_seconds,
+        })?;
+    } else {
+        if !answer.text.ends_with('\n') {
+            ui::out("\n")?;
+        }
+        for (of, found) in [("prompt", prompt_logprobs), ("text", logprobs)] {
+            found.map_or(Ok(()), |found| ui::out(&likely::text(of, &found)))?;
+        }
     }
     structure::remark(request.grammar.as_ref(), answer.usage.finish, &bar);
     if args.stats && !global.json {

@@ -12,6 +12,7 @@ pub(crate) mod generate;
 pub(crate) mod guard;
 pub(crate) mod imatrix;
 pub(crate) mod inspect;
+mod likely;
 pub(crate) mod man;
 pub(crate) mod optimize;
 mod options;

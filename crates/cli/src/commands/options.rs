@@ -6,15 +6,15 @@ use anyhow::{Context, bail};
 use clap::Args;
 use lathe_api::{Engine, Request, Sampling};
 use lathe_base::{Bytes, Progress, Seconds};
-use lathe_engine::{Native, Options, serving::Speculation};
+use lathe_engine::{Native, Options, serving::Submission};
 use lathe_files::Checkpoint;
 use lathe_models::Model;
-use lathe_optimize::{EngineOrder, MemoryUse, Precision};
+use lathe_optimize::{EngineOrder, Guesses, MemoryUse, Precision};
 use lathe_tokens::{Prompt, Template, Tokenizer};
 
 use crate::{
     commands::{
-        answer::{Answer, Guesses, answer},
+        answer::{Answer, Guessed, answer},
         optimize::at_least_one,
         system::default_threads,
     },
@@ -72,6 +72,7 @@ impl EngineArgs {
                 lock: self.mlock,
                 huge_pages: self.huge_pages == "on",
             },
+            guesses: Guesses::Off,
         }
     }
 }
@@ -96,13 +97,16 @@ impl SpeculationArgs {
         Self { speculate: "off".to_owned(), draft: None }
     }
 
-    /// How to guess, and the draft if there is one.
-    fn how(&self) -> (Speculation, Option<&str>) {
-        let how = match self.speculate.as_str() {
-            "lookup" => Speculation::Lookup,
-            _ => Speculation::Off,
-        };
-        (how, self.draft.as_deref())
+    /// How to guess; a draft from the hub is fetched.
+    pub(crate) fn guesses(&self, progress: &dyn Progress) -> anyhow::Result<Guesses> {
+        Ok(match (&self.draft, self.speculate.as_str()) {
+            (Some(model), _) => {
+                let draft = open::checkpoint(model, progress);
+                Guesses::Draft(place(&draft.with_context(|| format!("--draft {model}"))?))
+            }
+            (None, "lookup") => Guesses::Lookup,
+            (None, _) => Guesses::Off,
+        })
     }
 }
 
@@ -135,7 +139,8 @@ impl Loaded {
         let start = Instant::now();
         let checkpoint = open::checkpoint(model, progress)?;
         let read = Model::read(&checkpoint).with_context(|| model.to_owned())?;
-        let order = args.order(&checkpoint, args.context(&read));
+        let guesses = speculation.guesses(progress)?;
+        let order = EngineOrder { guesses, ..args.order(&checkpoint, args.context(&read)) };
         if order.context > read.spec.context {
             progress.note(&format!(
                 "--context {} is more than the {} tokens that the model was made for; expect \
@@ -144,16 +149,15 @@ impl Loaded {
             ));
         }
         let tokenizer = open::tokenizer(&checkpoint)?;
-        let native = open::native(&checkpoint, &order).with_context(|| model.to_owned())?;
-        if native.streamed() > 0 {
+        let engine = open::native(&checkpoint, &order).with_context(|| model.to_owned())?;
+        if engine.streamed() > 0 {
             progress.note(&format!(
                 "{} of the {} of weights do not fit in memory and are read from disk in every pass: \
                  this will be slow",
-                Bytes(native.streamed()),
-                Bytes(native.info().weight_bytes)
+                Bytes(engine.streamed()),
+                Bytes(engine.info().weight_bytes)
             ));
         }
-        let engine = open::speculating(native, speculation.how(), &order, progress)?;
         let load = start.elapsed().into();
         Ok(Self { checkpoint, tokenizer, engine, load, threads: order.threads })
     }
@@ -161,13 +165,13 @@ impl Loaded {
     /// Runs a request, and counts what was guessed.
     pub(crate) fn answer(
         &self,
-        request: &Request,
+        submission: Submission,
         progress: &dyn Progress,
         show: &mut dyn FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<Answer> {
         let before = self.engine.done();
-        let mut answer = answer(&self.engine, request, progress, show)?;
-        answer.speculation = Guesses::between(&before, &self.engine.done());
+        let mut answer = answer(&self.engine, submission, progress, show)?;
+        answer.speculation = Guessed::between(&before, &self.engine.done());
         Ok(answer)
     }
 

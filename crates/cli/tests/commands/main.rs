@@ -4,6 +4,7 @@ mod against;
 mod bad_inputs;
 mod inspect;
 mod measuring;
+mod memory;
 mod preflight;
 mod pruned;
 mod quantize;

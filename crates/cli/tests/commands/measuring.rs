@@ -175,3 +175,35 @@ fn two_models_are_set_side_by_side() {
     // The original is computed exactly, the one that is run with inputs in bf16.
     assert!(number(&same["divergence"]["kl"]["point"]) < 1e-4);
 }
+
+#[test]
+fn guesses_are_measured_beside_the_same_model_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = quantized(folder.path());
+    let story = folder.path().join("story.txt");
+    fs::write(&story, "The little cat sat on the mat and looked at the big dog. ".repeat(9))
+        .unwrap();
+    for how in [["--speculate", "lookup"], ["--draft", text(&model)]] {
+        let asked = ["bench", "demo", "--text", text(&story)];
+        let seen = json(&[&asked[..], &how[..], &QUICK[..]].concat());
+        let [plain, guessing] = &seen["models"].as_array().unwrap()[..] else { panic!("{seen}") };
+        assert_eq!(plain["order"]["guesses"], "off");
+        let order = &guessing["order"]["guesses"];
+        match how[0] {
+            "--draft" => assert_eq!(order["draft"], text(&model)),
+            _ => assert_eq!(order, "lookup"),
+        }
+        assert_eq!(guessing["figures"]["rounds"], 2, "{seen}");
+        assert!(number(&guessing["ratio"]["point"]) > 0.0);
+        assert_eq!(seen["workload"]["text"]["name"], text(&story));
+    }
+    let short = run(&[
+        &["bench", "demo", "--text", text(&story)],
+        &QUICK[..4],
+        &["--prompt-tokens", "400"],
+    ]
+    .concat());
+    assert!(stderr(&short).contains("--prompt-tokens asks for 400"), "{}", stderr(&short));
+    let missing = run(&["bench", "demo", "--text", "nothing.txt"]);
+    assert!(stderr(&missing).contains("--text nothing.txt: cannot be read"));
+}

@@ -20,6 +20,31 @@ fn a_text_is_continued_and_streamed() {
 }
 
 #[test]
+fn the_model_says_how_likely_it_found_prompt_and_text() {
+    let words = ["generate", "demo", "Once upon a time", "-n", "6"];
+    let asked = [&words[..], &["--prompt-logprobs", "2", "--logprobs", "1"]].concat();
+    let seen = json(&asked);
+    let (prompt, text) = (&seen["prompt_logprobs"], &seen["logprobs"]);
+    let list = |of: &Value| of.as_array().unwrap().clone();
+    assert_eq!(list(prompt).len(), list(&seen["prompt_ids"]).len());
+    assert!(prompt[0]["logprob"].is_null() && list(&prompt[0]["likeliest"]).is_empty());
+    for (place, id) in list(prompt).iter().zip(list(&seen["prompt_ids"])).skip(1) {
+        assert_eq!(place["id"], id);
+        let logprob = |of: &Value| of["logprob"].as_f64().unwrap();
+        let best = list(&place["likeliest"]);
+        assert!(logprob(&best[0]) >= logprob(&best[1]) && logprob(&best[0]) >= logprob(place));
+        assert!(logprob(&best[0]) <= 0.0 && best.len() == 2);
+    }
+    // Greedy texts are of the likeliest tokens.
+    assert_eq!(list(text).len(), 6);
+    assert!(list(text).iter().all(|place| place["likeliest"][0]["id"] == place["id"]));
+    assert_eq!(seen["ids"], json(&words)["ids"]);
+    assert!(json(&words)["logprobs"].is_null());
+    let table = stdout(&[&asked[..], &["--quiet"]].concat());
+    assert!(table.contains("token of the prompt") && table.contains("ln p"), "{table}");
+}
+
+#[test]
 fn a_prompt_comes_from_stdin() {
     let piped = fed(&["generate", "demo", "-", "-n", "5", "--json"], "The cat sat");
     let piped: Value = serde_json::from_slice(&piped.stdout).unwrap();

@@ -1,14 +1,14 @@
 //! Trials in fresh processes, round by round.
 
-use std::{thread::sleep, time::Duration};
+use std::{fs, io::Read, path::Path, thread::sleep, time::Duration};
 
 use anyhow::{Context, bail};
 use lathe_base::{Bytes, Progress};
-use lathe_bench::{Launcher, Order, Round, Workload, figures, ratio, rounds};
+use lathe_bench::{Launcher, Order, Round, Text, Workload, figures, ratio, rounds};
 use lathe_files::{Checkpoint, Folder};
 use lathe_machine::{Machine, Monitor, Noise};
 use lathe_models::Model;
-use lathe_optimize::EngineOrder;
+use lathe_optimize::{EngineOrder, Guesses};
 use lathe_tokens::{TokenKind, Tokenizer};
 
 use super::{
@@ -27,21 +27,29 @@ const MARGIN: Duration = Duration::from_millis(400);
 /// Lathe's own engine.
 pub(super) const NATIVE: &str = "native";
 
-/// Measures models in turn, each on Lathe's own engine and then on `against`; the first is the
+/// What is to be measured.
+pub(crate) struct Asked<'a> {
+    pub(crate) models: &'a [String],
+    pub(crate) against: &'a [Peer],
+    /// Each model is measured with these guesses too, behind the same without.
+    pub(crate) guesses: Guesses,
+    /// Where prompts are from.
+    pub(crate) text: Option<&'a Path>,
+    pub(crate) timing: &'a Timing,
+    pub(crate) streams: &'a [usize],
+}
+
+/// Measures models in turn, each on Lathe's own engine and then on others; the first is the
 /// baseline.
-pub(crate) fn measure(
-    models: &[String],
-    against: &[Peer],
-    timing: &Timing,
-    streams: &[usize],
-    progress: &dyn Progress,
-) -> anyhow::Result<Bench> {
+pub(crate) fn measure(asked: &Asked<'_>, progress: &dyn Progress) -> anyhow::Result<Bench> {
+    let Asked { models, against, guesses, timing, streams, .. } = asked;
     let mut workload = timing.workload(streams);
     let mut found = Vec::new();
     for (index, typed) in models.iter().enumerate() {
         let before = models[..index].iter().filter(|other| *other == typed).count();
-        found.push(Subject::open(typed, before, timing, &workload, progress)?);
+        found.push(Subject::open(typed, before, asked, &workload, progress)?);
     }
+    workload.text = found.first().and_then(|subject| subject.text.clone());
     if !against.is_empty() {
         // The same ids for every engine, and ids that every engine knows.
         workload.vocab = found.iter().map(|subject| subject.vocab).min();
@@ -53,8 +61,14 @@ pub(crate) fn measure(
             [] => subject.name.clone(),
             _ => format!("{} on {NATIVE}", subject.name),
         };
-        candidates.push(Entry { name, engine: NATIVE.to_owned(), subject: index, order });
-        for peer in against {
+        let engine = NATIVE.to_owned();
+        let guessing = guesses_name(guesses).map(|how| format!("{name}, {how}"));
+        candidates.push(Entry { name, engine: engine.clone(), subject: index, order });
+        if let Some(name) = guessing {
+            let order = subject.guessing(guesses, timing, &workload)?;
+            candidates.push(Entry { name, engine, subject: index, order });
+        }
+        for peer in *against {
             match subject.on(peer, timing, &workload) {
                 Ok(order) => {
                     let (name, engine) =
@@ -135,6 +149,7 @@ struct Subject {
     /// As in `lathe_adapters::llamacpp::Options::avoid`.
     avoid: Vec<u32>,
     demand: Demand,
+    text: Option<Text>,
 }
 
 /// A model on an engine.
@@ -152,10 +167,11 @@ impl Subject {
     fn open(
         typed: &str,
         before: usize,
-        timing: &Timing,
+        asked: &Asked<'_>,
         workload: &Workload,
         progress: &dyn Progress,
     ) -> anyhow::Result<Self> {
+        let timing = asked.timing;
         let checkpoint = open::checkpoint(typed, progress)?;
         let model = Model::read(&checkpoint).with_context(|| typed.to_owned())?;
         let context = context(timing, workload, &model).with_context(|| typed.to_owned())?;
@@ -163,7 +179,12 @@ impl Subject {
         let tokenizer = open::tokenizer(&checkpoint).ok();
         let known = tokenizer.as_ref().map_or(model.spec.vocab, |t| t.vocab_size());
         let kv = open::kv(&timing.engine.kv)?;
+        let text = asked.text.map(|path| {
+            let tokenizer = open::tokenizer(&checkpoint)?;
+            text(path, &tokenizer, workload)
+        });
         Ok(Self {
+            text: text.transpose()?,
             name,
             size: checkpoint.stored_bytes(),
             context,
@@ -180,9 +201,24 @@ impl Subject {
     }
 
     fn native(&self, timing: &Timing, workload: &Workload) -> anyhow::Result<Order> {
+        self.guessing(&Guesses::Off, timing, workload)
+    }
+
+    fn guessing(
+        &self,
+        guesses: &Guesses,
+        timing: &Timing,
+        workload: &Workload,
+    ) -> anyhow::Result<Order> {
         let order = timing.engine.order(&self.checkpoint, self.context);
-        let engine = EngineOrder { batch: Self::streams(workload), ..order };
-        Ok(Order { engine: serde_json::to_value(engine)?, workload: workload.clone() })
+        let (batch, guesses) = (Self::streams(workload), guesses.clone());
+        let engine = EngineOrder { batch, guesses, ..order };
+        Ok(Order { engine: serde_json::to_value(engine)?, workload: self.workload(workload) })
+    }
+
+    /// The same in this model's tokens.
+    fn workload(&self, workload: &Workload) -> Workload {
+        Workload { text: self.text.clone(), ..workload.clone() }
     }
 
     /// **Errors**: the engine will not load these files, and why.
@@ -209,8 +245,39 @@ impl Subject {
             avoid: &self.avoid,
             patience: timing.trial_timeout,
         })?;
-        Ok(Order { engine: serde_json::to_value(engine)?, workload: workload.clone() })
+        Ok(Order { engine: serde_json::to_value(engine)?, workload: self.workload(workload) })
     }
+}
+
+/// What a candidate that guesses is called.
+fn guesses_name(guesses: &Guesses) -> Option<String> {
+    match guesses {
+        Guesses::Off => None,
+        Guesses::Lookup => Some("look-up".to_owned()),
+        Guesses::Draft(model) => Some(format!("draft {}", model.display())),
+    }
+}
+
+/// The beginning of a text, in a model's tokens.
+fn text(path: &Path, tokenizer: &Tokenizer, workload: &Workload) -> anyhow::Result<Text> {
+    /// Prompts that have room without overlapping: a record keeps all of the text.
+    const PIECES: usize = 32;
+    /// More bytes than a token has on average in any language.
+    const BYTES: usize = 16;
+    let name = path.display().to_string();
+    let file = fs::File::open(path).with_context(|| format!("--text {name}: cannot be read"))?;
+    let most = workload.prompt_tokens.saturating_mul(PIECES);
+    let mut bytes = Vec::new();
+    file.take(most.saturating_mul(BYTES) as u64)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("--text {name}: cannot be read"))?;
+    let mut ids = tokenizer.encode_bytes(&bytes, false)?;
+    if ids.len() < workload.prompt_tokens {
+        let (found, wanted) = (ids.len(), workload.prompt_tokens);
+        bail!("--text {name} has {found} tokens; --prompt-tokens asks for {wanted}");
+    }
+    ids.truncate(most);
+    Ok(Text { name, ids })
 }
 
 /// Tokens that are no text of their own: those that end a text, and parts of characters.

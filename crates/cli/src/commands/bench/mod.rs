@@ -13,11 +13,14 @@ use lathe_machine::{Machine, Sample};
 use lathe_stats::Interval;
 use serde::Serialize;
 
-pub(crate) use measure::measure;
+pub(crate) use measure::{Asked, measure};
 
 use crate::{
     args::Global,
-    commands::optimize::{at_least_one, level},
+    commands::{
+        optimize::{at_least_one, level},
+        options::SpeculationArgs,
+    },
     exit::Ended,
     peers::{Peer, Places, named},
     ui,
@@ -31,6 +34,7 @@ use crate::{
   lathe bench model.gguf --prompt-tokens 512 --new-tokens 128 --streams 1,2,4,8
   lathe bench ./Qwen2.5-1.5B qwen-q4_0.gguf --threads 4 --save bench.json
   lathe bench model-q4_0.gguf --against llama.cpp --prompt-tokens 512 --streams 1,8,16
+  lathe bench model.gguf --speculate lookup --text report.txt
   lathe bench model.gguf --against ik_llama.cpp --engine-path ik_llama.cpp=../ik_llama.cpp/build/bin
 
 Every trial is a fresh process; rounds go through the models in turn (A B C A B C …), and ratios are
@@ -47,8 +51,14 @@ pub(crate) struct BenchArgs {
     /// Keep every raw sample, the machine and its timeline
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
+    /// Take prompts from a text file instead of random tokens: for what depends on what a text
+    /// says, as guesses at how it goes on do
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
     #[command(flatten)]
     peers: PeerArgs,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     #[command(flatten)]
     timing: Timing,
 }
@@ -138,6 +148,7 @@ impl Timing {
             streams: streams.to_vec(),
             seed: self.seed,
             vocab: None,
+            text: None,
         }
     }
 }
@@ -206,7 +217,15 @@ pub(crate) struct Measured {
 pub(crate) fn run(args: BenchArgs, global: &Global) -> anyhow::Result<Ended> {
     let bar = ui::Bar::new(global.quiet);
     let against = args.peers.find()?;
-    let mut bench = measure(&args.models, &against, &args.timing, &args.streams, &bar)?;
+    let asked = Asked {
+        models: &args.models,
+        against: &against,
+        guesses: args.speculation.guesses(&bar)?,
+        text: args.text.as_deref(),
+        timing: &args.timing,
+        streams: &args.streams,
+    };
+    let mut bench = measure(&asked, &bar)?;
     bar.clear();
     if let Some(path) = &args.save {
         AtomicFile::write_all(path, &serde_json::to_vec(&bench)?)
@@ -214,6 +233,7 @@ pub(crate) fn run(args: BenchArgs, global: &Global) -> anyhow::Result<Ended> {
     }
     if global.json {
         // The raw samples are long: they are for --save.
+        bench.workload.text.iter_mut().for_each(|text| text.ids.clear());
         bench.rounds.clear();
         bench.timeline.clear();
         ui::json(&bench)?;

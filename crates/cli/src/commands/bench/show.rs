@@ -39,9 +39,10 @@ fn plain(bench: &Bench) -> String {
 /// How it was measured, in a line.
 pub(super) fn method(bench: &Bench) -> String {
     let workload = &bench.workload;
+    let from = workload.text.as_ref().map_or_else(String::new, |text| format!(" of {}", text.name));
     format!(
-        "{} prompt and {} new tokens, {} threads, {} trials of {} requests each; medians with \
-         {:.0} % intervals",
+        "{} prompt{from} and {} new tokens, {} threads, {} trials of {} requests each; medians \
+         with {:.0} % intervals",
         workload.prompt_tokens,
         workload.new_tokens,
         bench.threads,

@@ -3,6 +3,7 @@
 use lathe_api::Engine;
 use lathe_base::Progress;
 use lathe_eval::{PassFigures, Role, Split, Versus};
+use lathe_optimize::Guesses;
 use lathe_stats::{Bootstrap, Interval};
 use serde::Serialize;
 use similar::{ChangeTag, TextDiff};
@@ -62,7 +63,15 @@ pub(super) fn compare(args: &CompareArgs, global: &Global) -> anyhow::Result<()>
             (None, None)
         }
     };
-    let mut speed = bench::measure(&names, &[], &args.timing, &[1], &bar)?;
+    let asked = bench::Asked {
+        models: &names,
+        against: &[],
+        guesses: Guesses::Off,
+        text: None,
+        timing: &args.timing,
+        streams: &[1],
+    };
+    let mut speed = bench::measure(&asked, &bar)?;
     bar.clear();
     speed.rounds.clear();
     speed.timeline.clear();
@@ -105,7 +114,7 @@ fn write(
             ignore_stop: false,
             grammar: None,
         };
-        let answer = answer(&loaded.engine, &request, progress, &mut |_| Ok(()))?;
+        let answer = answer(&loaded.engine, request.into(), progress, &mut |_| Ok(()))?;
         progress.check()?;
         texts.push(answer.text);
     }
