@@ -7,7 +7,7 @@ pub(crate) const ROWS: usize = 4;
 
 /// Bytes of weights that one task works through, token tile after token tile: they stay in the
 /// second-level cache meanwhile.
-const TASK_BYTES: usize = 256 << 10;
+pub(crate) const TASK_BYTES: usize = 256 << 10;
 
 /// Rows of a task, for rows of so many bytes.
 pub(crate) fn task_rows(rows: usize, row_bytes: usize, threads: usize) -> usize {

@@ -194,6 +194,22 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
+    fn quarter_sums(self, x: F) -> [f32; 4] {
+        v!({
+            // Of both quarters of each half, lanes 0 and 1 with 2 and 3, then what is left.
+            let low = _mm256_shuffle_ps::<0b01_00_01_00>(x[0], x[1]);
+            let high = _mm256_shuffle_ps::<0b11_10_11_10>(x[0], x[1]);
+            let x = _mm256_add_ps(low, high);
+            let x = _mm256_add_ps(x, _mm256_movehdup_ps(x));
+            // Quarters 0 and 2 lie in the lower half, 1 and 3 in the upper.
+            let (even, odd) = (_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let mut sums = [0.0; 4];
+            let pairs = _mm_shuffle_ps::<0b10_00_10_00>(even, odd);
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_permute_ps::<0b11_01_10_00>(pairs));
+            sums
+        })
+    }
+    #[inline(always)]
     fn max_lane(self, x: F) -> f32 {
         v!({
             let x = _mm256_max_ps(x[0], x[1]);
@@ -263,6 +279,39 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn splat_bytes(self, x: &[i8; 4]) -> I {
         self.splat_i(i32::from_ne_bytes(x.map(i8::cast_unsigned)))
+    }
+    #[inline(always)]
+    fn splat_quarter(self, from: &[u8; 16]) -> I {
+        v!([_mm256_broadcastsi128_si256(_mm_loadu_si128(from.as_ptr().cast())); 2])
+    }
+    #[inline(always)]
+    fn splat_quarter_f32(self, from: &[u8; 16]) -> F {
+        both!(_mm256_castsi256_ps, self.splat_quarter(from))
+    }
+    #[inline(always)]
+    fn transpose_quarters(self, [a, b, c, d]: [I; 4]) -> [I; 4] {
+        v!({
+            const LOWER: i32 = 0x20;
+            const UPPER: i32 = 0x31;
+            [
+                [
+                    _mm256_permute2x128_si256::<LOWER>(a[0], b[0]),
+                    _mm256_permute2x128_si256::<LOWER>(c[0], d[0]),
+                ],
+                [
+                    _mm256_permute2x128_si256::<UPPER>(a[0], b[0]),
+                    _mm256_permute2x128_si256::<UPPER>(c[0], d[0]),
+                ],
+                [
+                    _mm256_permute2x128_si256::<LOWER>(a[1], b[1]),
+                    _mm256_permute2x128_si256::<LOWER>(c[1], d[1]),
+                ],
+                [
+                    _mm256_permute2x128_si256::<UPPER>(a[1], b[1]),
+                    _mm256_permute2x128_si256::<UPPER>(c[1], d[1]),
+                ],
+            ]
+        })
     }
     #[inline(always)]
     fn low_nibbles(self, x: I) -> I {

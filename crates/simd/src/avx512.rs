@@ -252,6 +252,18 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         })
     }
     #[inline(always)]
+    fn quarter_sums(self, x: __m512) -> [f32; 4] {
+        v!({
+            let x = _mm512_add_ps(x, _mm512_permute_ps::<0b11_10_11_10>(x));
+            let x = _mm512_add_ps(x, _mm512_permute_ps::<0b01_01_01_01>(x));
+            let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let x = _mm512_castps512_ps128(_mm512_permutexvar_ps(first, x));
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), x);
+            sums
+        })
+    }
+    #[inline(always)]
     fn max_lane(self, x: __m512) -> f32 {
         v!(_mm512_reduce_max_ps(x))
     }
@@ -298,6 +310,58 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     #[inline(always)]
     fn splat_bytes(self, x: &[i8; 4]) -> __m512i {
         self.splat_i(i32::from_ne_bytes(x.map(i8::cast_unsigned)))
+    }
+    #[inline(always)]
+    fn splat_quarter(self, from: &[u8; 16]) -> __m512i {
+        v!(_mm512_broadcast_i32x4(_mm_loadu_si128(from.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn splat_quarter_f32(self, from: &[u8; 16]) -> __m512 {
+        v!(_mm512_castsi512_ps(self.splat_quarter(from)))
+    }
+    #[inline(always)]
+    fn transpose_quarters(self, [a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+        v!({
+            let (ab, ab2) = (
+                _mm512_shuffle_i32x4::<0b01_00_01_00>(a, b),
+                _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b),
+            );
+            let (cd, cd2) = (
+                _mm512_shuffle_i32x4::<0b01_00_01_00>(c, d),
+                _mm512_shuffle_i32x4::<0b11_10_11_10>(c, d),
+            );
+            [
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd),
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(ab2, cd2),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(ab2, cd2),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn transpose(self, x: [__m512i; LANES]) -> [__m512i; LANES] {
+        v!({
+            // Within quarters: four vectors of four lanes at a time.
+            let mut fours = x;
+            for i in 0..LANES / 4 {
+                let [a, b, c, d] = [x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]];
+                let (ab, ab2) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+                let (cd, cd2) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+                fours[i] = _mm512_unpacklo_epi64(ab, cd);
+                fours[4 + i] = _mm512_unpackhi_epi64(ab, cd);
+                fours[8 + i] = _mm512_unpacklo_epi64(ab2, cd2);
+                fours[12 + i] = _mm512_unpackhi_epi64(ab2, cd2);
+            }
+            // Quarter q of four's vector i: lane 4q + k of rows 4i .. 4i + 4, where k is the four.
+            let mut columns = x;
+            for k in 0..LANES / 4 {
+                let four = [fours[4 * k], fours[4 * k + 1], fours[4 * k + 2], fours[4 * k + 3]];
+                let [a, b, c, d] = self.transpose_quarters(four);
+                (columns[k], columns[4 + k]) = (a, b);
+                (columns[8 + k], columns[12 + k]) = (c, d);
+            }
+            columns
+        })
     }
     #[inline(always)]
     fn low_nibbles(self, x: __m512i) -> __m512i {

@@ -112,6 +112,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn sums(self, x: [Self::F; 4]) -> [f32; 4] {
         [self.sum(x[0]), self.sum(x[1]), self.sum(x[2]), self.sum(x[3])]
     }
+    /// The sums of the four lanes of each quarter: lane i with i+2, then i+1.
+    fn quarter_sums(self, x: Self::F) -> [f32; 4];
     /// The largest lane.
     fn max_lane(self, x: Self::F) -> f32;
     /// `2^n`, for `n` in −127 ..= 127 (−127 gives 0).
@@ -134,6 +136,29 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn store_bytes(self, x: Self::B, to: &mut [u8; 64]);
     /// The same four bytes in every lane.
     fn splat_bytes(self, x: &[i8; 4]) -> Self::B;
+    /// The same sixteen bytes in every quarter.
+    fn splat_quarter(self, from: &[u8; 16]) -> Self::B;
+    /// The same four little-endian floats in every quarter.
+    fn splat_quarter_f32(self, from: &[u8; 16]) -> Self::F;
+    /// Quarter `i` of vector `j` becomes quarter `j` of vector `i`.
+    fn transpose_quarters(self, x: [Self::B; 4]) -> [Self::B; 4];
+    /// Lane `i` of vector `j` becomes lane `j` of vector `i`.
+    #[inline(always)]
+    fn transpose(self, x: [Self::B; LANES]) -> [Self::B; LANES] {
+        let mut rows = [[0; 64]; LANES];
+        for (x, row) in x.iter().zip(&mut rows) {
+            self.store_bytes(*x, row);
+        }
+        let mut columns = x;
+        for (i, to) in columns.iter_mut().enumerate() {
+            let mut column = [0; 64];
+            for (lane, row) in column.as_chunks_mut::<4>().0.iter_mut().zip(&rows) {
+                lane.copy_from_slice(&row[4 * i..4 * i + 4]);
+            }
+            *to = self.load_bytes(&column);
+        }
+        columns
+    }
     /// The low four bits of each byte.
     fn low_nibbles(self, x: Self::B) -> Self::B;
     /// The high four bits of each byte.

@@ -185,6 +185,17 @@ impl Isa for Neon {
         })
     }
     #[inline(always)]
+    fn quarter_sums(self, x: F) -> [f32; 4] {
+        // Lanes 0 and 1 of a quarter with 2 and 3, then what is left, two quarters at a time.
+        let two = each!(|i| vadd_f32(vget_low_f32(x[i]), vget_high_f32(x[i])));
+        v!({
+            let (low, high) = (vcombine_f32(two[0], two[1]), vcombine_f32(two[2], two[3]));
+            let mut sums = [0.0; 4];
+            vst1q_f32(sums.as_mut_ptr(), vpaddq_f32(low, high));
+            sums
+        })
+    }
+    #[inline(always)]
     fn max_lane(self, x: F) -> f32 {
         v!(vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(x[0], x[1]), vmaxnmq_f32(x[2], x[3]))))
     }
@@ -243,6 +254,23 @@ impl Isa for Neon {
     fn splat_bytes(self, x: &[i8; 4]) -> B {
         let word = u32::from_ne_bytes(x.map(i8::cast_unsigned));
         v!([vreinterpretq_u8_u32(vdupq_n_u32(word)); 4])
+    }
+    #[inline(always)]
+    fn splat_quarter(self, from: &[u8; 16]) -> B {
+        v!([vld1q_u8(from.as_ptr()); 4])
+    }
+    #[inline(always)]
+    fn splat_quarter_f32(self, from: &[u8; 16]) -> F {
+        v!([vreinterpretq_f32_u8(vld1q_u8(from.as_ptr())); 4])
+    }
+    #[inline(always)]
+    fn transpose_quarters(self, [a, b, c, d]: [B; 4]) -> [B; 4] {
+        [
+            [a[0], b[0], c[0], d[0]],
+            [a[1], b[1], c[1], d[1]],
+            [a[2], b[2], c[2], d[2]],
+            [a[3], b[3], c[3], d[3]],
+        ]
     }
     #[inline(always)]
     fn low_nibbles(self, x: B) -> B {

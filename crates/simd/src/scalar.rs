@@ -137,6 +137,10 @@ impl Isa for Scalar {
         (x[0] + x[2]) + (x[1] + x[3])
     }
     #[inline(always)]
+    fn quarter_sums(self, x: F) -> [f32; 4] {
+        from_fn(|i| (x[4 * i] + x[4 * i + 2]) + (x[4 * i + 1] + x[4 * i + 3]))
+    }
+    #[inline(always)]
     fn max_lane(self, x: F) -> f32 {
         x.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
     }
@@ -177,6 +181,18 @@ impl Isa for Scalar {
     #[inline(always)]
     fn splat_bytes(self, x: &[i8; 4]) -> B {
         from_fn(|i| x[i % 4].cast_unsigned())
+    }
+    #[inline(always)]
+    fn splat_quarter(self, from: &[u8; 16]) -> B {
+        from_fn(|i| from[i % 16])
+    }
+    #[inline(always)]
+    fn splat_quarter_f32(self, from: &[u8; 16]) -> F {
+        self.load_f32(&self.splat_quarter(from))
+    }
+    #[inline(always)]
+    fn transpose_quarters(self, x: [B; 4]) -> [B; 4] {
+        from_fn(|i| from_fn(|byte| x[byte / 16][16 * i + byte % 16]))
     }
     #[inline(always)]
     fn low_nibbles(self, x: B) -> B {

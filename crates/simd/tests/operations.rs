@@ -65,6 +65,9 @@ impl Op for Everything {
         all.push(("sum", vec![isa.sum(a).to_bits()]));
         let four = isa.sums([a, b, isa.load(&self.c), isa.add(b, b)]);
         all.push(("sums", four.map(f32::to_bits).to_vec()));
+        all.push(("quarter_sums", isa.quarter_sums(a).map(f32::to_bits).to_vec()));
+        let quarter = self.codes.first_chunk().unwrap();
+        all.push(("splat_quarter_f32", bits(isa, isa.splat_quarter_f32(quarter))));
         all.push(("max_lane", vec![isa.max_lane(a).to_bits()]));
         let mut halves = [0; 32];
         isa.store_f16(a, &mut halves);
@@ -101,6 +104,18 @@ impl Everything {
         all.push(("bf16_pairs, low", bits(isa, low)));
         all.push(("bf16_pairs, high", bits(isa, high)));
         let (a, b) = (pairs_of(&self.a, 3), pairs_of(&self.b, 5));
+        let (x, y) = (isa.load_bytes(&a), isa.load_bytes(&b));
+        let z = isa.splat_quarter(self.codes.first_chunk().unwrap());
+        for part in isa.transpose_quarters([x, z, isa.load_bytes(&self.codes), y]) {
+            all.push(("transpose_quarters", lanes_of(isa, part)));
+        }
+        let mut rows = [x; LANES];
+        for (row, i) in rows.iter_mut().zip(0u8..) {
+            *row = isa.load_bytes(&self.codes.map(|byte| byte.wrapping_add(16 * i + 1)));
+        }
+        for column in isa.transpose(rows) {
+            all.push(("transpose", lanes_of(isa, column)));
+        }
         let acc = isa.load(&self.a.map(|x| if x.is_finite() && x.abs() < 1e9 { x } else { 1.0 }));
         let acc = isa.mul(acc, isa.splat(8.0));
         let dot = isa.dot_bf16(acc, isa.load_bytes(&a), isa.load_bytes(&b));

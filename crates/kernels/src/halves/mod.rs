@@ -5,6 +5,15 @@
 //! Thirty-two columns make a step: a lane has two neighbours of them. Machines without the
 //! instruction hold inputs as f32, the low neighbours of a step before the high ones, and compute
 //! the same sums in the same order.
+//!
+//! That order: a row's pairs of columns go in turn to four sums, of pairs 0, 4, 8 … and so on,
+//! and then the first is added to the third, the second to the fourth, and both to each other.
+//! It suits both ways of computing: for few tokens, rows as they lie (a vector is four pairs of
+//! four rows, see [`rows`]); for many, panels of sixteen rows that are packed strip by strip (a
+//! vector is one pair of all, see [`panels`]).
+
+mod panels;
+mod rows;
 
 use std::{
     cell::RefCell,
@@ -18,7 +27,7 @@ use lathe_simd::{Isa, LANES, Op};
 use crate::{
     Pool,
     output::Output,
-    tiles::{self, Tile, task_rows, walk},
+    tiles::{TASK_BYTES, task_rows},
 };
 
 /// Columns of a step.
@@ -153,6 +162,11 @@ pub(crate) fn matmul(pool: &Pool, x: Scaled<'_>, t: usize, w: &Blocks, out: &mut
         }
     });
     let inputs = &room[..t * stride];
+    if t > FEW && lathe_simd::run(Wide) {
+        panels::matmul(pool, (inputs, stride, x.1), t, w, out);
+        ROOM.set(room);
+        return;
+    }
     let row_bytes = w.format.row_bytes(w.cols);
     let per_task = task_rows(w.rows, row_bytes, pool.threads());
     let side = w.side.first_chunk().map(|scale| f32::from_le_bytes(*scale));
@@ -174,10 +188,10 @@ pub(crate) fn matmul(pool: &Pool, x: Scaled<'_>, t: usize, w: &Blocks, out: &mut
             out,
         };
         match w.format.name() {
-            "bf16" => lathe_simd::run(Product::<Bf16>(strip, PhantomData)),
-            "f16" if t <= FEW => lathe_simd::run(Product::<F16>(strip, PhantomData)),
+            "bf16" => lathe_simd::run(rows::Product::<Bf16>::new(strip)),
+            "f16" if t <= FEW => lathe_simd::run(rows::Product::<F16>::new(strip)),
             "f16" => strip.widened::<F16>(),
-            _ if t <= FEW => lathe_simd::run(Product::<E4m3>(strip, PhantomData)),
+            _ if t <= FEW => lathe_simd::run(rows::Product::<E4m3>::new(strip)),
             _ => strip.widened::<E4m3>(),
         }
     });
@@ -192,8 +206,21 @@ fn stride(cols: usize) -> usize {
     (lines | 1) * LINE
 }
 
-/// Up to so many tokens FP8 and f16 are widened on their way into the registers, not beforehand.
-const FEW: usize = 6;
+/// Up to so many tokens rows are read where they lie, and FP8 and f16 widened on their way into the
+/// registers. More are worth packing or, where there are fewer registers, widening beforehand.
+const FEW: usize = 8;
+
+/// Whether there are registers for tiles of panels.
+struct Wide;
+
+impl Op for Wide {
+    const BF16: bool = true;
+    type Out = bool;
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> bool {
+        I::REGISTERS >= 32
+    }
+}
 
 /// Asks for the bytes that an input takes.
 struct Number;
@@ -290,7 +317,7 @@ impl Strip<'_> {
             wide.resize(self.place.1 * row_bytes, 0);
             lathe_simd::run(Widen::<W> { strip: self, row_bytes, to: wide, kind: PhantomData });
             let strip = Strip { weights: wide, row_bytes, ..self };
-            lathe_simd::run(Product::<Widened>(strip, PhantomData));
+            lathe_simd::run(rows::Product::<Widened>::new(strip));
         });
     }
 
@@ -335,110 +362,6 @@ impl<W: Weight> Op for Widen<'_, W> {
             if let Some(to) = to.next() {
                 // SAFETY: `rest` has room for a step of the widest weights.
                 isa.store_bytes(unsafe { W::load(isa, rest.as_ptr()) }, to);
-            }
-        }
-    }
-}
-
-struct Product<'a, W>(Strip<'a>, PhantomData<W>);
-
-impl<W: Weight> Op for Product<'_, W> {
-    const BF16: bool = true;
-    type Out = ();
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        walk(isa, &self, self.0.place.1, self.0.t);
-    }
-}
-
-impl<W: Weight> Tile for Product<'_, W> {
-    #[inline(always)]
-    fn tile<I: Isa, const R: usize, const N: usize>(&self, isa: I, row: usize, token: usize) {
-        let strip = &self.0;
-        let (cols, row_bytes, stride) = (strip.cols, strip.row_bytes, strip.stride);
-        let weights = &strip.weights[row * row_bytes..(row + R) * row_bytes];
-        let inputs = &strip.inputs[token * stride..(token + N) * stride];
-        assert!(
-            cols * W::BYTES <= row_bytes && cols.div_ceil(STEP) * STEP * number::<I>() <= stride
-        );
-        let mut sums = [[isa.splat(0.0); N]; R];
-        let whole = cols / STEP * STEP;
-        for col in (0..whole).step_by(STEP) {
-            // SAFETY: row r's columns col .. col + 32 lie within its `row_bytes`, and token n's
-            // inputs for them within its `stride`, since col + 32 <= cols.
-            unsafe {
-                let w = weights.as_ptr().add(col * W::BYTES);
-                let x = inputs.as_ptr().add(col * number::<I>());
-                step::<I, W, R, N>(isa, &mut sums, (w, row_bytes), (x, stride));
-            }
-        }
-        if whole < cols {
-            let mut w = [[0; 2 * STEP]; R];
-            for (r, w) in w.iter_mut().enumerate() {
-                let from = &weights[r * row_bytes..][whole * W::BYTES..cols * W::BYTES];
-                w[..from.len()].copy_from_slice(from);
-            }
-            // SAFETY: the copies have room for a step of weights, and inputs are padded to one.
-            unsafe {
-                let x = inputs.as_ptr().add(whole * number::<I>());
-                step::<I, W, R, N>(isa, &mut sums, (w.as_ptr().cast(), 2 * STEP), (x, stride));
-            }
-        }
-        let (first, _, rows) = strip.place;
-        for n in 0..N {
-            let at = (token + n) * rows + first + row;
-            // SAFETY: these rows are this task's alone.
-            let out = unsafe { strip.out.part(at, R) };
-            let scale = strip.scales.map_or(1.0, |scales| scales[token + n]);
-            let sums = tiles::sums::<I, R, N>(isa, &sums, n);
-            for r in 0..R {
-                let own = W::SCALE.map_or(1.0, |behind| strip.scale(weights, r, behind(cols)));
-                out[r] = sums[r] * scale * own;
-            }
-        }
-    }
-}
-
-/// A step of a tile; weights and inputs are a place and the stride from one to the next.
-///
-/// # Safety
-/// A step can be read at each of `R` weight and `N` input places.
-#[inline(always)]
-unsafe fn step<I: Isa, W: Weight, const R: usize, const N: usize>(
-    isa: I,
-    sums: &mut [[I::F; N]; R],
-    w: (*const u8, usize),
-    x: (*const u8, usize),
-) {
-    // SAFETY: the caller vouches for the places.
-    unsafe {
-        let mut weights = [W::load(isa, w.0); R];
-        for r in 1..R {
-            weights[r] = W::load(isa, w.0.add(r * w.1));
-        }
-        if N <= 2 {
-            // Rows are too short for the machine to foresee the next. Where many tokens share
-            // them they come from the second level, and the first is full of inputs.
-            for r in 0..R {
-                isa.prefetch(w.0.wrapping_add((r + R) * w.1));
-            }
-        }
-        if I::BF16 {
-            for n in 0..N {
-                let x = isa.load_bytes(&*x.0.add(n * x.1).cast());
-                for r in 0..R {
-                    sums[r][n] = isa.dot_bf16(sums[r][n], weights[r], x);
-                }
-            }
-            return;
-        }
-        for n in 0..N {
-            let at = x.0.add(n * x.1);
-            let (low, high) = (isa.load_f32(&*at.cast()), isa.load_f32(&*at.add(4 * LANES).cast()));
-            for r in 0..R {
-                let [w_low, w_high] = isa.bf16_pairs(weights[r]);
-                let sum = isa.fma(w_high, high, sums[r][n]);
-                sums[r][n] = isa.fma(w_low, low, sum);
             }
         }
     }
