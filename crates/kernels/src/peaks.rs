@@ -63,7 +63,9 @@ impl Op for Read<'_> {
             for (sum, x) in sums.iter_mut().zip(four.as_chunks::<LANES>().0) {
                 *sum = isa.add(*sum, isa.load(x));
             }
-            isa.prefetch(four.as_ptr().wrapping_add(1024).cast());
+            for line in (0..four.len()).step_by(LANES) {
+                isa.prefetch(four.as_ptr().wrapping_add(1024 + line).cast());
+            }
         }
         isa.sum(isa.add(isa.add(sums[0], sums[1]), isa.add(sums[2], sums[3])))
     }

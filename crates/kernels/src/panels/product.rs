@@ -15,11 +15,13 @@ use crate::{Pool, output::Output};
 /// cache while a tile of activations stays in the first.
 const TASK_BYTES: usize = 384 << 10;
 
-/// Bytes of panels that are worth a task when there is one token.
-const STREAM_BYTES: usize = 96 << 10;
+/// Bytes of panels that one task reads when there are few tokens: memory is the limit then, and
+/// gives most where reads go on for long.
+const STREAM_BYTES: usize = 512 << 10;
 
-/// How far ahead of their use codes are asked for, in bytes of a panel's stream.
-const AHEAD: usize = 2048;
+/// How far ahead of their use panels are asked for, in bytes of a panel's stream. Every line is
+/// asked for: what the processor foresees by itself ends with each page of memory.
+const AHEAD: usize = 4096;
 
 thread_local! {
     static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -138,13 +140,20 @@ impl Strip<'_> {
         assert_eq!(at.tile.len(), w.subs() * N * TOKEN_SUB);
         let mut sums = [[isa.splat(0.0); N]; P];
         let (mut code, mut x) = (panels.as_ptr(), at.tile.as_ptr());
+        // Behind its end a panel's stream goes on in the next tile's, `P` panels further.
+        let near = panels.as_ptr().wrapping_add(panel_bytes.saturating_sub(AHEAD));
         for _ in 0..w.groups {
+            let ahead = if code < near { AHEAD } else { AHEAD + (P - 1) * panel_bytes };
+            // Once is enough: the tokens' other tiles find the panels in a cache.
+            let ahead = if at.token == 0 { ahead } else { 0 };
             // SAFETY: `code` walks the groups of the first panel and `x` the sub-blocks of the
             // tile, whose lengths were checked above; the other panels lie `panel_bytes` apart.
             unsafe {
                 let head = code;
+                request::<I, P>(isa, (code, ahead), panel_bytes, K::Head::BYTES);
                 code = code.add(K::Head::BYTES);
                 for index in 0..w.group {
+                    request::<I, P>(isa, (code, ahead), panel_bytes, K::Codes::BYTES);
                     sub::<I, K, P, N>(isa, (head, index, code, panel_bytes), x, &mut sums);
                     code = code.add(K::Codes::BYTES);
                     x = x.add(N * TOKEN_SUB);
@@ -165,6 +174,28 @@ impl Strip<'_> {
             for p in 0..P {
                 store_rows(isa, sums[p][n], w.rows, at.panel + p, at.token + n, &self.out);
             }
+        }
+    }
+}
+
+/// Asks for `bytes` of each of `P` streams that lie `stride` apart, so far behind a place as is said
+/// beside it; for nothing where that is 0.
+#[inline(always)]
+fn request<I: Isa, const P: usize>(
+    isa: I,
+    (from, ahead): (*const u8, usize),
+    stride: usize,
+    bytes: usize,
+) {
+    /// What one request brings.
+    const LINE: usize = 64;
+    if ahead == 0 {
+        return;
+    }
+    let from = from.wrapping_add(ahead);
+    for line in (0..bytes).step_by(LINE) {
+        for p in 0..P {
+            isa.prefetch(from.wrapping_add(p * stride + line));
         }
     }
 }
@@ -222,9 +253,6 @@ unsafe fn sub<I: Isa, K: Layout, const P: usize, const N: usize>(
                 let mut codes = [K::Codes::pair(isa, code, j); P];
                 for p in 1..P {
                     codes[p] = K::Codes::pair(isa, code.add(p * stride), j);
-                }
-                for p in 0..P {
-                    isa.prefetch(code.wrapping_add(p * stride + AHEAD + 64 * j));
                 }
                 for half in 0..2 {
                     for n in 0..N {
