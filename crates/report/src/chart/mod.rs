@@ -324,11 +324,16 @@ fn by_streams(report: &Report) -> Option<Chart> {
         .rows
         .iter()
         .filter(|row| !row.batch.is_empty())
-        .map(|row| {
+        .enumerate()
+        .map(|(nth, row)| {
             let one = row.decode.map(|rate| (1.0, rate.point));
             let more = row.batch.iter().map(|(n, rate)| (*n as f64, rate.point));
             let points = one.into_iter().chain(more).collect();
-            Line { label: row.label.clone(), ink: ink(report, row), points }
+            let ink = match ink(report, row) {
+                Ink::Main => Ink::Series(nth),
+                own => own,
+            };
+            Line { label: row.label.clone(), ink, points }
         })
         .collect();
     if lines.is_empty() {

@@ -35,6 +35,8 @@ pub(crate) struct Axis<'a> {
 
 const HEIGHT: f64 = 460.0;
 const SIZE: f64 = 11.5;
+/// Room around a label, so that it covers no letters of its neighbours.
+const HALO: f64 = 2.0;
 const AREA: Area = Area { left: 78.0, right: WIDTH - 24.0, top: HEAD, bottom: HEIGHT - 48.0 };
 
 /// Draws the chart.
@@ -73,10 +75,10 @@ fn scale(values: impl Iterator<Item = f64>, log: bool) -> Scale {
 fn draw(svg: &mut Svg, dot: &Dot, x: &Scale, y: &Scale) {
     let at = (x.at(dot.x), y.at(dot.y));
     if let Some((low, high)) = dot.y_ends {
-        svg.line((at.0, y.at(low)), (at.0, y.at(high)), dot.ink, 1.4);
+        svg.whisker((at.0, y.at(low)), (at.0, y.at(high)), dot.ink);
     }
     if let Some((low, high)) = dot.x_ends {
-        svg.line((x.at(low), at.1), (x.at(high), at.1), dot.ink, 1.4);
+        svg.whisker((x.at(low), at.1), (x.at(high), at.1), dot.ink);
     }
     match dot.ink {
         Ink::Pick => svg.diamond(at, 8.0, dot.ink),
@@ -105,6 +107,7 @@ fn labels(svg: &mut Svg, dots: &[Dot], x: &Scale, y: &Scale) {
         .iter()
         .map(|d| (x.at(d.x) - 7.0, y.at(d.y) - 7.0, x.at(d.x) + 7.0, y.at(d.y) + 7.0))
         .collect();
+    let whiskers: Vec<Place> = dots.iter().flat_map(|dot| whiskers(dot, x, y)).collect();
     let mut order: Vec<&Dot> = dots.iter().collect();
     // What matters most chooses first.
     order.sort_by_key(|d| (d.ink != Ink::Pick, d.ink != Ink::Base, !d.frontier));
@@ -112,11 +115,13 @@ fn labels(svg: &mut Svg, dots: &[Dot], x: &Scale, y: &Scale) {
         let at = (x.at(dot.x), y.at(dot.y));
         // Bold letters are about a tenth wider.
         let width = width_of(&dot.label, SIZE) * if dot.ink == Ink::Pick { 1.12 } else { 1.0 };
+        let width = width + 2.0 * HALO;
         let candidates = places(at, width);
         let free = |place: &&Place| inside(place) && !taken.iter().any(|t| overlap(t, place));
-        let Some(place) = candidates.iter().find(free).or(candidates.first()).copied() else {
-            continue;
-        };
+        let clear = |place: &&Place| free(place) && !whiskers.iter().any(|w| overlap(w, place));
+        let near = &candidates[..candidates.len() / 2];
+        let best = near.iter().find(clear).or_else(|| candidates.iter().find(free));
+        let Some(place) = best.or(candidates.first()).copied() else { continue };
         taken.push(place);
         let middle = ((place.0 + place.2) / 2.0, (place.1 + place.3) / 2.0);
         let (dx, dy) = ((middle.0 - at.0).abs() - width / 2.0, (middle.1 - at.1).abs() - 7.0);
@@ -124,10 +129,18 @@ fn labels(svg: &mut Svg, dots: &[Dot], x: &Scale, y: &Scale) {
             let end = (at.0.clamp(place.0, place.2), at.1.clamp(place.1, place.3));
             svg.line(at, end, Ink::Faint, 0.8);
         }
-        let look = Text::new(SIZE).anchor(Anchor::Start).ink(dot.ink);
+        let look = Text::new(SIZE).anchor(Anchor::Start).ink(dot.ink).halo();
         let look = if dot.ink == Ink::Pick { look.bold() } else { look };
-        svg.text((place.0, place.3 - 3.0), &dot.label, look);
+        svg.text((place.0 + HALO, place.3 - 3.0), &dot.label, look);
     }
+}
+
+/// Where a dot's intervals are.
+fn whiskers(dot: &Dot, x: &Scale, y: &Scale) -> Vec<Place> {
+    let at = (x.at(dot.x), y.at(dot.y));
+    let upright = dot.y_ends.map(|(low, high)| (at.0 - 1.0, y.at(high), at.0 + 1.0, y.at(low)));
+    let level = dot.x_ends.map(|(low, high)| (x.at(low), at.1 - 1.0, x.at(high), at.1 + 1.0));
+    upright.into_iter().chain(level).collect()
 }
 
 /// Places for a label: right, left, above, below, then the same further away.

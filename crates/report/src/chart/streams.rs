@@ -14,12 +14,19 @@ pub(crate) struct Line {
 
 const HEIGHT: f64 = 420.0;
 
+/// From the ends of lines to their labels.
+const LEAD: f64 = 22.0;
+
+/// Between the labels of neighbours.
+const TALL: f64 = 13.0;
+
 /// Lines that end in their labels.
 pub(crate) fn streams(title: &str, subtitle: &str, lines: &[Line]) -> String {
     let mut svg = Svg::new(WIDTH, HEIGHT, title);
     header(&mut svg, title, subtitle);
     let room = lines.iter().map(|l| width_of(&l.label, 11.0)).fold(0.0, f64::max).min(190.0);
-    let area = Area { left: 78.0, right: WIDTH - 28.0 - room, top: HEAD, bottom: HEIGHT - 48.0 };
+    let area =
+        Area { left: 78.0, right: WIDTH - 20.0 - LEAD - room, top: HEAD, bottom: HEIGHT - 48.0 };
     let all = || lines.iter().flat_map(|l| l.points.iter().copied());
     let mut counts: Vec<f64> = all().map(|p| p.0).collect();
     counts.sort_by(f64::total_cmp);
@@ -35,17 +42,47 @@ pub(crate) fn streams(title: &str, subtitle: &str, lines: &[Line]) -> String {
             svg.dot(*point, 3.0, line.ink);
         }
         if let Some(end) = points.last() {
-            ends.push((end.1, line));
+            ends.push((*end, line));
         }
     }
-    // Labels keep their order and a line's height between them.
-    ends.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut next = area.top;
-    for (height, line) in ends {
-        let at = height.max(next);
-        next = at + 13.0;
+    ends.sort_by(|a, b| a.0.1.total_cmp(&b.0.1));
+    let heights: Vec<f64> = ends.iter().map(|end| end.0.1).collect();
+    for ((end, line), at) in ends.iter().zip(apart(&heights, area.top, area.bottom)) {
+        svg.line((end.0 + 5.0, end.1), (area.right + LEAD, at), line.ink, 0.8);
         let look = Text::new(11.0).anchor(Anchor::Start).ink(line.ink);
-        svg.text((area.right + 8.0, at + 4.0), &line.label, look);
+        svg.text((area.right + LEAD + 3.0, at + 4.0), &line.label, look);
     }
     svg.finish()
+}
+
+/// Heights, smallest first, moved so that labels have room for a line each: down where they must,
+/// and up again where they would leave the area.
+fn apart(heights: &[f64], top: f64, bottom: f64) -> Vec<f64> {
+    let mut next = top;
+    let mut places: Vec<f64> = heights
+        .iter()
+        .map(|height| {
+            let at = height.max(next);
+            next = at + TALL;
+            at
+        })
+        .collect();
+    let mut most = bottom;
+    for place in places.iter_mut().rev() {
+        *place = place.min(most);
+        most = *place - TALL;
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_keep_their_order_their_distance_and_the_area() {
+        assert_eq!(apart(&[50.0, 51.0, 90.0], 40.0, 200.0), [50.0, 63.0, 90.0]);
+        assert_eq!(apart(&[190.0, 199.0, 200.0], 40.0, 200.0), [174.0, 187.0, 200.0]);
+        assert_eq!(apart(&[10.0], 40.0, 200.0), [40.0]);
+    }
 }

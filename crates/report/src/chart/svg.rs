@@ -33,9 +33,31 @@ pub(crate) enum Ink {
     /// Others' load, limits that were missed.
     Alarm,
     Page,
+    /// One of many configurations that must be told apart: any number, see [`SERIES`].
+    Series(usize),
 }
 
+/// Classes of [`Ink::Series`] and their colours on a light page.
+const SERIES: [(&str, &str); 6] = [
+    ("one", "#0072b2"),
+    ("two", "#00795a"),
+    ("three", "#b0568c"),
+    ("four", "#3d93c4"),
+    ("five", "#7a5bb0"),
+    ("six", "#8a6a1c"),
+];
+
+/// Dashes of [`Ink::Series`], once all colours have been used: the first is a whole line.
+const DASHES: [&str; 4] = ["", "7 3", "2 3", "9 3 2 3"];
+
 impl Ink {
+    fn dash(self) -> &'static str {
+        match self {
+            Self::Series(n) => DASHES[n / SERIES.len() % DASHES.len()],
+            _ => "",
+        }
+    }
+
     pub(crate) fn class(self) -> &'static str {
         match self {
             Self::Text => "ink",
@@ -47,6 +69,7 @@ impl Ink {
             Self::Second => "second",
             Self::Alarm => "alarm",
             Self::Page => "page",
+            Self::Series(n) => SERIES[n % SERIES.len()].0,
         }
     }
 
@@ -61,6 +84,7 @@ impl Ink {
             Self::Second => "#8ecae6",
             Self::Alarm => "#a3123f",
             Self::Page => "#ffffff",
+            Self::Series(n) => SERIES[n % SERIES.len()].1,
         }
     }
 }
@@ -98,6 +122,19 @@ impl Svg {
         );
     }
 
+    /// An interval: half transparent, so that a label over it can be read.
+    pub(crate) fn whisker(&mut self, from: (f64, f64), to: (f64, f64), ink: Ink) {
+        if is_short(&[from, to]) {
+            return;
+        }
+        let paint = stroke(ink, 1.4);
+        let _ = writeln!(
+            self.body,
+            r#"<line x1="{:.1}" y1="{:.1}" x2="{:.1}" y2="{:.1}" {paint} stroke-opacity="0.5"/>"#,
+            from.0, from.1, to.0, to.1
+        );
+    }
+
     pub(crate) fn dashed(&mut self, from: (f64, f64), to: (f64, f64), ink: Ink) {
         let paint = stroke(ink, 1.5);
         let _ = writeln!(
@@ -112,9 +149,13 @@ impl Svg {
             return;
         }
         let paint = stroke(ink, width);
+        let dash = match ink.dash() {
+            "" => String::new(),
+            dash => format!(r#" stroke-dasharray="{dash}""#),
+        };
         let _ = writeln!(
             self.body,
-            r#"<polyline points="{}" {paint} style="fill:none"/>"#,
+            r#"<polyline points="{}" {paint}{dash} style="fill:none"/>"#,
             coordinates(points)
         );
     }
@@ -169,6 +210,17 @@ impl Svg {
             String::new()
         };
         let paint = fill(look.ink);
+        if look.halo {
+            let page = stroke(Ink::Page, 3.5);
+            let _ = writeln!(
+                self.body,
+                r#"<text x="{:.1}" y="{:.1}" font-size="{}" text-anchor="{anchor}"{weight}{turn} aria-hidden="true" {page} stroke-opacity="0.85">{}</text>"#,
+                at.0,
+                at.1,
+                look.size,
+                escape(text)
+            );
+        }
         let _ = writeln!(
             self.body,
             r#"<text x="{:.1}" y="{:.1}" font-size="{}" text-anchor="{anchor}"{weight}{turn} {paint}>{}</text>"#,
@@ -203,11 +255,20 @@ pub(crate) struct Text {
     pub(crate) bold: bool,
     /// Reads from bottom to top.
     pub(crate) upright: bool,
+    /// Keeps what lies under it at a distance.
+    pub(crate) halo: bool,
 }
 
 impl Text {
     pub(crate) const fn new(size: f64) -> Self {
-        Self { size, anchor: Anchor::Start, ink: Ink::Text, bold: false, upright: false }
+        Self {
+            size,
+            anchor: Anchor::Start,
+            ink: Ink::Text,
+            bold: false,
+            upright: false,
+            halo: false,
+        }
     }
 
     pub(crate) const fn ink(self, ink: Ink) -> Self {
@@ -220,6 +281,10 @@ impl Text {
 
     pub(crate) const fn bold(self) -> Self {
         Self { bold: true, ..self }
+    }
+
+    pub(crate) const fn halo(self) -> Self {
+        Self { halo: true, ..self }
     }
 
     pub(crate) const fn upright(self) -> Self {
