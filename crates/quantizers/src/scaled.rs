@@ -1,5 +1,7 @@
 //! What a stage's outputs lose when its channels are scaled, and then rounded.
 
+use std::borrow::Cow;
+
 use lathe_files::Activations;
 use lathe_formats::{AnyFormat, Effort};
 use lathe_models::Stage;
@@ -16,7 +18,8 @@ pub(crate) struct Scaled<'a> {
     /// Rows that stand for each linear, and its format.
     samples: Vec<(Dense, &'static dyn AnyFormat)>,
     stage: &'a Stage,
-    stats: Stats,
+    /// Borrowed where they are the layer's own: second moments are large.
+    stats: Cow<'a, Stats>,
     cx: &'a Context<'a>,
 }
 
@@ -24,13 +27,13 @@ impl<'a> Scaled<'a> {
     pub(crate) fn new(
         linears: &[(&Dense, &'static dyn AnyFormat)],
         stage: &'a Stage,
-        stats: &Stats,
+        stats: &'a Stats,
         cx: &'a Context<'a>,
     ) -> Self {
         let samples = linears.iter().map(|(w, format)| (sample(w), *format)).collect();
         let stats = match cx.quantizer.needs() {
-            Needs::Hessian => left(stats, cx.threads),
-            _ => stats.clone(),
+            Needs::Hessian => Cow::Owned(left(stats, cx.threads)),
+            _ => Cow::Borrowed(stats),
         };
         Self { samples, stage, stats, cx }
     }
