@@ -583,6 +583,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_share_of_smoothing_is_auto_or_between_0_and_1() {
+        assert_eq!(smooth("auto"), Ok(Smooth::default()));
+        assert_eq!(smooth("0.8").unwrap().alpha, Some(0.8));
+        for bad in ["", "much", "nan", "inf", "-0.1", "1.5", "1e99"] {
+            assert!(smooth(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn paths_are_quoted_where_a_shell_would_split_them() {
         assert_eq!(quoted(Path::new("a/b-q4_0.gguf")), "a/b-q4_0.gguf");
         assert_eq!(quoted(Path::new("my model")), "'my model'");
