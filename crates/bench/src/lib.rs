@@ -5,6 +5,7 @@ mod child;
 mod error;
 mod figures;
 mod group;
+pub mod load;
 mod rounds;
 mod sample;
 mod workload;

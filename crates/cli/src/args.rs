@@ -57,7 +57,7 @@ pub(crate) enum Command {
     /// Measure quality: perplexity, and divergence from a base model
     Eval(commands::eval::EvalArgs),
     /// Measure speed and memory, several models in turn
-    Bench(commands::bench::BenchArgs),
+    Bench(Box<commands::bench::BenchArgs>),
     /// Show which engines are here, and what is missing
     Engines(commands::engines::EnginesArgs),
     /// Compare two models or two runs side by side

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Command::Imatrix(args) => commands::imatrix::run(args, global),
         Command::Inspect(args) => commands::inspect::run(args, global),
         Command::Eval(args) => commands::eval::run(args, global),
-        Command::Bench(args) => commands::bench::run(args, global),
+        Command::Bench(args) => commands::bench::run(*args, global),
         Command::Engines(args) => commands::engines::run(&args, global),
         Command::Compare(args) => commands::compare::run(args, global),
         Command::Generate(args) => commands::generate::run(args, global),

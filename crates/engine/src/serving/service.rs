@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use lathe_api::Flow;
+use lathe_api::{Engine, Event, Finish, Flow, Info, Request, Usage};
 use lathe_grammar::Compiled;
 
 use crate::{
@@ -202,6 +202,46 @@ impl Service {
             // It catches its panics; had it one outside, there is nobody left to tell.
             let _ = thread.join();
         }
+    }
+}
+
+/// A request a call, from any number of threads: all share each pass over the weights, in the order
+/// in which they came.
+impl Engine for Service {
+    fn info(&self) -> &Info {
+        self.native.info()
+    }
+
+    fn generate(
+        &self,
+        request: &Request,
+        on: &mut dyn FnMut(Event<'_>) -> Flow,
+    ) -> Result<Usage, lathe_api::Error> {
+        let mut response = self.submit(request.clone().into())?;
+        let mut usage = Usage {
+            prompt_tokens: request.prompt.len(),
+            generated_tokens: 0,
+            finish: Finish::Cancelled,
+        };
+        for update in &mut response {
+            let flow = match &update {
+                Update::Prefilled { tokens, .. } => on(Event::Prefilled { tokens: *tokens }),
+                Update::Token { id, piece, .. } => on(Event::Token { id: *id, text: piece }),
+                Update::Finished { finish, generated, .. } => {
+                    (usage.finish, usage.generated_tokens) = (*finish, *generated);
+                    Flow::Continue
+                }
+                Update::Done(_) => Flow::Continue,
+            };
+            if let Update::Done(Err(error)) = update {
+                return Err(error.into());
+            }
+            if flow == Flow::Stop {
+                // Dropping the response cancels the rest.
+                return Ok(Usage { finish: Finish::Cancelled, ..usage });
+            }
+        }
+        Ok(usage)
     }
 }
 

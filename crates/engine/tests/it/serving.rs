@@ -117,6 +117,38 @@ pub(crate) fn nothing_is_lost(service: &Service) {
     assert_eq!(now.free_pages + now.cached_pages, now.pages, "{now:?}");
 }
 
+#[test]
+fn a_service_is_an_engine_that_many_threads_ask_at_once() {
+    let native = tiny("llama", &options(2)).unwrap();
+    let service = start(&native, Limits::default());
+    let expected: Vec<_> = (0..4).map(|i| alone(&native, &request(&prompt(5 + i, i), 6))).collect();
+    thread::scope(|scope| {
+        for (i, expected) in expected.iter().enumerate() {
+            let engine: &dyn Engine = &service;
+            scope.spawn(move || {
+                let mut ids = Vec::new();
+                let usage = engine.generate(&request(&prompt(5 + i, i), 6), &mut |event| {
+                    if let Event::Token { id, .. } = event {
+                        ids.push(id);
+                    }
+                    Flow::Continue
+                });
+                assert_eq!(ids, expected.0);
+                let usage = usage.unwrap();
+                assert_eq!((usage.generated_tokens, usage.finish), (6, Finish::Length));
+            });
+        }
+    });
+    let refused = service.generate(&request(&[], 6), &mut |_| Flow::Continue);
+    assert!(refused.unwrap_err().to_string().contains("prompt is empty"));
+    let stopped = service.generate(&request(&prompt(5, 1), 40), &mut |event| match event {
+        Event::Prefilled { .. } => Flow::Continue,
+        Event::Token { .. } => Flow::Stop,
+    });
+    assert_eq!(stopped.unwrap().finish, Finish::Cancelled);
+    nothing_is_lost(&service);
+}
+
 const TYPES: [KvType; 4] = [KvType::F16, KvType::Fp8, KvType::Int8, KvType::Int4];
 
 #[test]

@@ -281,7 +281,7 @@ fn text(path: &Path, tokenizer: &Tokenizer, workload: &Workload) -> anyhow::Resu
 }
 
 /// Tokens that are no text of their own: those that end a text, and parts of characters.
-fn avoided(tokenizer: &Tokenizer) -> Vec<u32> {
+pub(super) fn avoided(tokenizer: &Tokenizer) -> Vec<u32> {
     let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
     let is_part = |id: u32| std::str::from_utf8(&tokenizer.token_bytes(id)).is_err();
     let stops = tokenizer.stop_tokens();

@@ -1,4 +1,5 @@
 mod against;
+mod load;
 mod measure;
 mod roofs;
 mod show;
@@ -35,6 +36,8 @@ use crate::{
   lathe bench ./Qwen2.5-1.5B qwen-q4_0.gguf --threads 4 --save bench.json
   lathe bench model-q4_0.gguf --against llama.cpp --prompt-tokens 512 --streams 1,8,16
   lathe bench model.gguf --speculate lookup --text report.txt
+  lathe bench model.gguf --load poisson:0.5,1,2,4 --slo ttft=500ms,tpot=50ms
+  lathe bench ./Qwen2.5-1.5B --load closed:8 --url http://127.0.0.1:8000 --duration 60s
   lathe bench model.gguf --against ik_llama.cpp --engine-path ik_llama.cpp=../ik_llama.cpp/build/bin
 
 Every trial is a fresh process; rounds go through the models in turn (A B C A B C …), and ratios are
@@ -61,6 +64,8 @@ pub(crate) struct BenchArgs {
     speculation: SpeculationArgs,
     #[command(flatten)]
     timing: Timing,
+    #[command(flatten)]
+    load: load::LoadArgs,
 }
 
 /// Other engines to measure beside Lathe's own.
@@ -82,20 +87,34 @@ struct PeerArgs {
     engine_args: Vec<(String, String)>,
 }
 
+/// What the server at `--url` is called.
+const SERVER: &str = "openai";
+
 impl PeerArgs {
-    /// The engines asked for, each found and asked what it is.
-    fn find(&self) -> anyhow::Result<Vec<Peer>> {
-        let places =
+    /// The engines asked for, each found and asked what it is; first among them the server at `url`.
+    fn find(&self, url: Option<&str>) -> anyhow::Result<Vec<Peer>> {
+        let mut places =
             Places { paths: self.engine_path.clone(), arguments: self.engine_args.clone() };
+        let server = url.map(|url| {
+            if !url.starts_with("http://") && !url.starts_with("https://") {
+                bail!("--url {url}: write it like http://127.0.0.1:8000");
+            }
+            places.paths.push((SERVER.to_owned(), url.to_owned()));
+            Ok(SERVER.to_owned())
+        });
+        let names: Vec<String> = server
+            .into_iter()
+            .chain(self.against.iter().cloned().map(Ok))
+            .collect::<anyhow::Result<_>>()?;
         for (flag, list) in
             [("--engine-path", &self.engine_path), ("--engine-args", &self.engine_args)]
         {
-            if let Some((name, _)) = list.iter().find(|(name, _)| !self.against.contains(name)) {
+            if let Some((name, _)) = list.iter().find(|(name, _)| !names.contains(name)) {
                 bail!("{flag} {name}: add --against {name} to measure it");
             }
         }
         let mut found: Vec<Peer> = Vec::new();
-        for name in &self.against {
+        for name in &names {
             if !found.iter().any(|peer| peer.name == *name) {
                 found.push(Peer::find(name, &places)?);
             }
@@ -215,8 +234,11 @@ pub(crate) struct Measured {
 }
 
 pub(crate) fn run(args: BenchArgs, global: &Global) -> anyhow::Result<Ended> {
+    if args.load.is_asked_for() {
+        return load::run(&args, global);
+    }
     let bar = ui::Bar::new(global.quiet);
-    let against = args.peers.find()?;
+    let against = args.peers.find(None)?;
     let asked = Asked {
         models: &args.models,
         against: &against,

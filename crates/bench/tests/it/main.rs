@@ -1,0 +1,3 @@
+//! What callers of the crate rely on, seen with the mock engine.
+
+mod load;
