@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Report(commands::report::ReportArgs),
     /// Make a quantized copy of a model
     Quantize(Box<commands::quantize::QuantizeArgs>),
+    /// Write a model as files of another kind: ONNX, for ONNX Runtime
+    Convert(commands::convert::ConvertArgs),
     /// Ask which engines will load a model in a format, and with which kernel
     Preflight(commands::preflight::PreflightArgs),
     /// Measure how much each input of each matrix matters, as llama-imatrix does

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Optimize(args) => commands::optimize::run(args, global),
         Command::Report(args) => commands::report::run(args, global),
         Command::Quantize(args) => commands::quantize::run(*args, global),
+        Command::Convert(args) => commands::convert::run(&args, global),
         Command::Preflight(args) => commands::preflight::run(args, global),
         Command::Imatrix(args) => commands::imatrix::run(args, global),
         Command::Inspect(args) => commands::inspect::run(args, global),

@@ -6,6 +6,7 @@ pub(crate) mod calibration;
 pub(crate) mod chat;
 pub(crate) mod compare;
 pub(crate) mod completions;
+pub(crate) mod convert;
 pub(crate) mod engines;
 pub(crate) mod eval;
 pub(crate) mod generate;

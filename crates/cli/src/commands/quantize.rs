@@ -326,7 +326,7 @@ fn format(name: &str) -> Result<&'static dyn AnyFormat, String> {
 }
 
 /// The model's name without folders, suffix and revision.
-fn stem(model: &str) -> String {
+pub(crate) fn stem(model: &str) -> String {
     if open::is_demo(model) {
         return lathe_demo::NAME.to_owned();
     }
