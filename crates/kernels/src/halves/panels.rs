@@ -305,28 +305,16 @@ impl Product<'_> {
         let input_run = shape.input_run(N, number::<I>());
         let panels = &self.panels[panel * panel_bytes..(panel + PANELS) * panel_bytes];
         let inputs = &inputs[..RUNS * input_run];
-        let mut sums = [[[isa.splat(0.0); N]; PANELS]; 2];
-        for half in 0..2 {
-            for other in 0..2 {
-                let run = half + 2 * other;
-                // SAFETY: a run of either panel and of the inputs lies within what was sliced
-                // above, and has as many pairs as are read.
-                let found = unsafe {
-                    let w = panels.as_ptr().add(run * panel_run);
-                    let x = inputs.as_ptr().add(run * input_run);
-                    sums_of_run::<I, N>(isa, (w, panel_bytes), x, shape.run())
-                };
-                for p in 0..PANELS {
-                    for n in 0..N {
-                        sums[half][p][n] = if other == 0 {
-                            found[p][n]
-                        } else {
-                            isa.add(sums[half][p][n], found[p][n])
-                        };
-                    }
-                }
-            }
-        }
+        // SAFETY: each run of either panel and of the inputs lies within what was sliced above, and
+        // has as many pairs as are read.
+        let sums = unsafe {
+            let (w, x) = (panels.as_ptr(), inputs.as_ptr());
+            let (w, x) = ((w, panel_run, panel_bytes), (x, input_run));
+            [
+                two_runs::<I, N>(isa, 0, w, x, shape.run()),
+                two_runs::<I, N>(isa, 1, w, x, shape.run()),
+            ]
+        };
         let rows = shape.rows;
         for p in 0..PANELS {
             let row = self.strip.first + (panel + p) * LANES;
@@ -352,6 +340,39 @@ impl Product<'_> {
             }
         }
     }
+}
+
+/// The sums of run `half` and of the one that is added to it. Panels are a place, the distance from
+/// one run to the next and that from one panel to the other; inputs a place and the former.
+///
+/// # Safety
+/// `pairs` of each run of both panels and of `N` tokens can be read.
+#[inline(always)]
+unsafe fn two_runs<I: Isa, const N: usize>(
+    isa: I,
+    half: usize,
+    (w, panel_run, distance): (*const u8, usize, usize),
+    (x, input_run): (*const u8, usize),
+    pairs: usize,
+) -> [[I::F; N]; PANELS] {
+    // Sums are made where they stay: a room that is zeroed first costs as much as a few tokens.
+    // SAFETY: the caller vouches for the runs.
+    let mut sums = unsafe {
+        let (w, x) = (w.add(half * panel_run), x.add(half * input_run));
+        sums_of_run::<I, N>(isa, (w, distance), x, pairs)
+    };
+    // SAFETY: as above.
+    let others = unsafe {
+        let run = half + RUNS / 2;
+        let (w, x) = (w.add(run * panel_run), x.add(run * input_run));
+        sums_of_run::<I, N>(isa, (w, distance), x, pairs)
+    };
+    for p in 0..PANELS {
+        for n in 0..N {
+            sums[p][n] = isa.add(sums[p][n], others[p][n]);
+        }
+    }
+    sums
 }
 
 /// The sums of a run of two panels, a place and the distance from one to the other, times `N`
