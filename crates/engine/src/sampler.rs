@@ -161,13 +161,19 @@ fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
 
 /// The first of the highest logits; NaN is never the highest.
 fn argmax(logits: &[f32]) -> Option<u32> {
-    let mut best: Option<(u32, f32)> = None;
-    for (id, logit) in (0..).zip(logits) {
-        if *logit > best.map_or(f32::NEG_INFINITY, |(_, highest)| highest) {
-            best = Some((id, *logit));
+    /// Maxima side by side: one alone would wait for itself at every logit.
+    const LANES: usize = 16;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *logit);
         }
     }
-    best.map(|(id, _)| id)
+    let highest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+    let found = logits.iter().position(|logit| *logit == highest && highest > f32::NEG_INFINITY);
+    found.and_then(|id| u32::try_from(id).ok())
 }
 
 fn check(s: &Sampling) -> Result<(), Error> {
@@ -205,6 +211,20 @@ mod tests {
 
     fn hot() -> Sampling {
         Sampling { temperature: 1.0, seed: 7, ..Sampling::default() }
+    }
+
+    #[test]
+    fn the_highest_is_the_first_of_them_and_never_nan() {
+        assert_eq!(argmax(&[]), None);
+        assert_eq!(argmax(&[f32::NAN, f32::NEG_INFINITY]), None);
+        for place in [0, 7, 15, 16, 31, 32, 39] {
+            let mut logits = [-3.0; 40];
+            logits[place] = -1.0;
+            logits[39] = -1.0;
+            logits[(place + 1) % 40] = f32::NAN;
+            assert_eq!(argmax(&logits), Some(place as u32), "{place}");
+        }
+        assert_eq!(argmax(&[f32::NAN, f32::INFINITY, f32::INFINITY]), Some(1));
     }
 
     #[test]
