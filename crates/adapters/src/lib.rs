@@ -4,6 +4,7 @@
 mod http;
 pub mod llamacpp;
 pub mod mock;
+pub mod onnxruntime;
 pub mod openai;
 mod python;
 mod server;

@@ -6,6 +6,7 @@ mod change;
 mod commands;
 mod exit;
 mod fitting;
+mod graphs;
 mod how;
 mod loading;
 mod making;

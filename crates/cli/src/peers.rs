@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use lathe_adapters::{
     llamacpp::{self, Installation, LlamaCpp, Settings},
+    onnxruntime::{self, Library, OnnxRuntime},
     openai::{self, OpenAi},
     transformers::{self, Transformers},
     vllm,
@@ -18,7 +19,10 @@ use lathe_base::Seconds;
 use lathe_preflight::{Device, Rules, check};
 use serde::{Deserialize, Serialize};
 
-use crate::loading::obstacle_words;
+use crate::{
+    graphs::{Wanted, exported},
+    loading::obstacle_words,
+};
 
 /// An engine that a trial's process is to start: what `lathe_bench::Order::engine` holds where it
 /// is not Lathe's own.
@@ -28,6 +32,8 @@ pub(crate) enum PeerOrder {
     LlamaCpp(llamacpp::Options),
     Transformers(transformers::Options),
     Vllm(vllm::Options),
+    #[serde(rename = "onnxruntime")]
+    OnnxRuntime(onnxruntime::Options),
     Openai(openai::Options),
 }
 
@@ -48,6 +54,11 @@ impl PeerOrder {
             }
             Self::Vllm(options) => {
                 let engine = vllm::start(&vllm::Options { guard: guard()?, ..options })?;
+                let load = engine.load();
+                Ok((Box::new(engine), load))
+            }
+            Self::OnnxRuntime(options) => {
+                let engine = OnnxRuntime::load_graph(&options)?;
                 let load = engine.load();
                 Ok((Box::new(engine), load))
             }
@@ -86,6 +97,8 @@ enum Kind {
     /// By a Python that has the package, of this version.
     Transformers(PathBuf, String),
     Vllm(PathBuf, String),
+    /// A library.
+    OnnxRuntime(Library),
     /// A server that runs already.
     Url(String),
 }
@@ -104,10 +117,8 @@ const LLAMA_SERVER: &str = "llama-server";
 const FOLDERS: [&str; 4] = ["", "bin", "build/bin", "build/bin/Release"];
 
 /// Engines that people know and that cannot be asked yet, with the reason.
-const LATER: [(&str, &str); 2] = [
-    ("onnxruntime", "Lathe cannot write ONNX files yet, so that there is nothing that both run"),
-    ("mistral.rs", "there is no adapter for it yet; its server can be asked by its address"),
-];
+const LATER: [(&str, &str); 1] =
+    [("mistral.rs", "there is no adapter for it yet; its server can be asked by its address")];
 
 impl Peer {
     /// Finds an engine and asks it what it is.
@@ -149,6 +160,7 @@ impl Peer {
             Kind::Transformers(python, version) | Kind::Vllm(python, version) => {
                 at(python, version)
             }
+            Kind::OnnxRuntime(library) => at(&library.path, &library.version),
             Kind::Url(url) => (url.clone(), "as it answers".to_owned()),
         }
     }
@@ -160,6 +172,8 @@ impl Peer {
             Kind::LlamaServer(_) => "llama.cpp",
             Kind::Transformers(..) => "transformers",
             Kind::Vllm(..) => "vllm",
+            // It is given a graph made of the files, which says itself what it cannot hold.
+            Kind::OnnxRuntime(_) => return None,
             // It has loaded whatever it has loaded.
             Kind::Url(_) => return None,
         };
@@ -233,6 +247,20 @@ impl Peer {
                     patience,
                 })
             }
+            Kind::OnnxRuntime(library) => {
+                self.own_cache(served.kv)?;
+                let wanted = Wanted::read(&self.arguments)?;
+                PeerOrder::OnnxRuntime(onnxruntime::Options {
+                    name,
+                    library: library.path.clone(),
+                    version: library.version.clone(),
+                    model: exported(&model, wanted.graph, context)?,
+                    threads,
+                    provider: wanted.provider,
+                    context,
+                    vocab,
+                })
+            }
             Kind::Url(url) => PeerOrder::Openai(openai::Options {
                 name,
                 url: url.clone(),
@@ -274,11 +302,45 @@ impl Kind {
                 let version = vllm::version(&python)?;
                 Self::Vllm(python, version)
             }
+            "onnxruntime" => Self::OnnxRuntime(onnx_runtime(path)?),
             _ => {
                 Self::LlamaServer(Installation::probe(name, &place(server_within, LLAMA_SERVER)?)?)
             }
         })
     }
+}
+
+/// Finds ONNX Runtime's library: where the user says, where the variables do, in the folder for
+/// engines, and in the Python of PATH.
+fn onnx_runtime(path: Option<&str>) -> anyhow::Result<Library> {
+    const NAME: &str = "onnxruntime";
+    let missing = |origin: &str, place: &Path| {
+        format!(
+            "{origin}: there is no libonnxruntime, and no Python that has it, at {}",
+            place.display()
+        )
+    };
+    if let Some(path) = path.map(Path::new) {
+        return Library::within(path)
+            .with_context(|| missing(&format!("--engine-path {NAME}"), path));
+    }
+    for variable in [variable(NAME), "ORT_DYLIB_PATH".to_owned()] {
+        if let Some(path) = env::var_os(&variable).filter(|path| !path.is_empty()) {
+            let path = PathBuf::from(path);
+            return Library::within(&path).with_context(|| missing(&variable, &path));
+        }
+    }
+    let own = engines_folder().map(|folder| folder.join(NAME));
+    let folders = env::var_os("PATH").unwrap_or_default();
+    let pythons = env::split_paths(&folders).map(|folder| folder.join("python3"));
+    let first = pythons.into_iter().find(|python| python.is_file());
+    own.into_iter().chain(first).find_map(|place| Library::within(&place)).with_context(|| {
+        format!(
+            "--against {NAME}: not found; say where its library, or a Python or virtual environment \
+             that has it, is by --engine-path {NAME}=PATH, {} or ORT_DYLIB_PATH",
+            variable(NAME)
+        )
+    })
 }
 
 /// What an engine is to serve.
@@ -378,8 +440,8 @@ mod tests {
     #[test]
     fn engines_that_cannot_be_asked_yet_say_why() {
         let places = Places::default();
-        let refused = Peer::find("onnxruntime", &places).unwrap_err().to_string();
-        assert!(refused.contains("--against onnxruntime: Lathe cannot write ONNX"), "{refused}");
+        let refused = Peer::find("mistral.rs", &places).unwrap_err().to_string();
+        assert!(refused.contains("--against mistral.rs: there is no adapter"), "{refused}");
         let missing = Peer::find("some-fork", &places).unwrap_err().to_string();
         assert!(missing.contains("--engine-path some-fork=PATH or LATHE_SOME_FORK"), "{missing}");
     }

@@ -38,7 +38,7 @@ pub(crate) fn check(spec: &Spec, context: usize) -> Result<()> {
 
 /// The longest sequence that a graph of this model computes rightly: keys are rotated once, so that
 /// no rope can change with the length.
-pub(crate) fn longest(spec: &Spec) -> usize {
+pub fn longest(spec: &Spec) -> usize {
     let original = |rope: &Rope| match rope.scaling {
         lathe_models::Scaling::Dynamic { original, .. }
         | lathe_models::Scaling::LongRope { original, .. } => Some(original),

@@ -16,7 +16,7 @@ mod layer;
 pub mod proto;
 mod weights;
 
-pub use decoder::LOGITS_FROM;
+pub use decoder::{LOGITS_FROM, longest};
 pub use error::Error;
 pub use export::{DATA, Export, GRAPH, Options, Summary, Tokens, export};
 pub use graph::Float;

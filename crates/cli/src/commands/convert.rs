@@ -5,13 +5,11 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use lathe_base::Progress;
-use lathe_files::Checkpoint;
 use lathe_models::Model;
-use lathe_onnx::{Export, Float, Options, Summary, Tokens, export};
+use lathe_onnx::{Float, Options, Summary};
 use serde::Serialize;
 
-use crate::{args::Global, commands::optimize::at_least_one, exit::Ended, open, ui};
+use crate::{args::Global, commands::optimize::at_least_one, exit::Ended, graphs, open, ui};
 
 /// Options of `lathe convert`.
 #[derive(Args)]
@@ -95,7 +93,7 @@ pub(crate) fn run(args: &ConvertArgs, global: &Global) -> anyhow::Result<Ended> 
         context: args.context,
         rounded_inputs: matches!(args.activations, Activations::Int8),
     };
-    let made = to_onnx(&checkpoint, &model, options, (&out, args.force), &bar)
+    let made = graphs::write(&checkpoint, &model, options, (&out, args.force), &bar)
         .with_context(|| args.model.clone())?;
     bar.clear();
     if global.json {
@@ -107,23 +105,6 @@ pub(crate) fn run(args: &ConvertArgs, global: &Global) -> anyhow::Result<Ended> 
         ui::out(&words(&made, &out))?;
     }
     Ok(Ended::Well)
-}
-
-/// Writes a model for ONNX Runtime.
-fn to_onnx(
-    checkpoint: &Checkpoint,
-    model: &Model,
-    options: Options,
-    (out, replace): (&Path, bool),
-    progress: &dyn Progress,
-) -> anyhow::Result<Summary> {
-    let tokenizer = open::tokenizer(checkpoint)?;
-    let tokens = Tokens {
-        begin: tokenizer.bos(),
-        ends: tokenizer.stop_tokens().to_vec(),
-        pad: tokenizer.pad(),
-    };
-    Ok(export(&Export { model, checkpoint, options, tokens, out, replace }, progress)?)
 }
 
 fn words(made: &Summary, out: &Path) -> String {

@@ -16,8 +16,8 @@ use crate::{
   lathe engines --json
 
 An engine is looked for where --engine-path says, where its variable does (LATHE_LLAMA_CPP), in the
-user's folder for engines (~/.local/share/lathe/engines/NAME) and, but for forks, in PATH. Which
-formats each of them loads: `lathe preflight MODEL`.")]
+user's folder for engines (~/.local/share/lathe/engines/NAME) and, but for forks, in PATH; ONNX
+Runtime also where ORT_DYLIB_PATH says. Which formats each of them loads: `lathe preflight MODEL`.")]
 pub(crate) struct EnginesArgs {
     /// Where an engine's program or folder is. May be given several times
     #[arg(long, value_name = "ENGINE=PATH", value_parser = named)]
@@ -25,7 +25,7 @@ pub(crate) struct EnginesArgs {
 }
 
 /// Engines that are looked for without being asked for.
-const KNOWN: [&str; 4] = ["llama.cpp", "ik_llama.cpp", "transformers", "vllm"];
+const KNOWN: [&str; 5] = ["llama.cpp", "ik_llama.cpp", "onnxruntime", "transformers", "vllm"];
 
 #[derive(Serialize)]
 struct Engine {

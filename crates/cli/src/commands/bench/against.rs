@@ -191,7 +191,7 @@ fn engines(bench: &Bench) -> Vec<String> {
         // A model's path comes first and differs from model to model.
         let own = if arguments.first() == Some(&"--model") { 2 } else { 0 };
         let arguments = arguments.get(own..).unwrap_or_default().join(" ");
-        let place = ["program", "python", "url"].map(word).concat();
+        let place = ["program", "python", "library", "url"].map(word).concat();
         let version = model.version.as_deref().unwrap_or("unknown");
         let words = format!("{}: {place}, version {version}, {arguments}", model.engine);
         lines.push(wrapped(words.trim_end_matches([',', ' '])));

@@ -1,0 +1,227 @@
+//! Models as graphs for ONNX Runtime: written for a user, or for a trial.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    env,
+    hash::{Hash, Hasher},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use lathe_adapters::onnxruntime::Provider;
+use lathe_base::{Progress, Silent};
+use lathe_files::Checkpoint;
+use lathe_models::Model;
+use lathe_onnx::{Export, Float, GRAPH, Options, Summary, Tokens, export, longest};
+
+use crate::open;
+
+/// Writes a model for ONNX Runtime.
+pub(crate) fn write(
+    checkpoint: &Checkpoint,
+    model: &Model,
+    options: Options,
+    (out, replace): (&Path, bool),
+    progress: &dyn Progress,
+) -> anyhow::Result<Summary> {
+    let tokenizer = open::tokenizer(checkpoint)?;
+    let tokens = Tokens {
+        begin: tokenizer.bos(),
+        ends: tokenizer.stop_tokens().to_vec(),
+        pad: tokenizer.pad(),
+    };
+    Ok(export(&Export { model, checkpoint, options, tokens, out, replace }, progress)?)
+}
+
+/// What `--engine-args onnxruntime=` says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Wanted {
+    pub(crate) graph: Options,
+    pub(crate) provider: Provider,
+}
+
+impl Wanted {
+    /// Words such as `dtype=f16`. Unless said otherwise, products with codes round their inputs to 8
+    /// bits, as Lathe's own do.
+    pub(crate) fn read(words: &[String]) -> anyhow::Result<Self> {
+        let graph = Options { rounded_inputs: true, ..Options::default() };
+        let mut wanted = Self { graph, provider: Provider::Cpu };
+        for word in words {
+            match word.as_str() {
+                "dtype=f32" => wanted.graph.float = Float::F32,
+                "dtype=f16" => wanted.graph.float = Float::F16,
+                "activations=int8" => wanted.graph.rounded_inputs = true,
+                "activations=float" => wanted.graph.rounded_inputs = false,
+                "provider=cpu" => wanted.provider = Provider::Cpu,
+                "provider=cuda" => wanted.provider = Provider::Cuda,
+                _ => bail!(
+                    "--engine-args onnxruntime: `{word}` is not known; there are dtype=f32|f16, \
+                     activations=int8|float and provider=cpu|cuda"
+                ),
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+/// The graph of a model: the model itself where it is one, else what was made of its files before,
+/// else made now. It stays in the user's folder for caches.
+pub(crate) fn exported(model: &Path, options: Options, context: usize) -> anyhow::Result<PathBuf> {
+    if model.join(GRAPH).is_file() {
+        return Ok(model.to_owned());
+    }
+    let checkpoint = Checkpoint::open(model)?;
+    let known = Model::read(&checkpoint)?;
+    // More positions than the model's own only where that is asked for.
+    let usual = known.spec.context.min(longest(&known.spec));
+    let options = Options { context: (context > usual).then_some(context), ..options };
+    let folder = cache()
+        .context("onnxruntime: there is no folder for its graphs; set XDG_CACHE_HOME")?
+        .join(format!("{}-{:016x}", stem(model), sum(&checkpoint, options)?));
+    if !folder.join(GRAPH).is_file() {
+        tracing::info!("writing {} for onnxruntime to {}", model.display(), folder.display());
+        write(&checkpoint, &known, options, (&folder, false), &Silent)?;
+    }
+    Ok(folder)
+}
+
+/// What the files and the options are: by names, lengths and times, not by contents.
+fn sum(checkpoint: &Checkpoint, options: Options) -> anyhow::Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    env!("CARGO_PKG_VERSION").hash(&mut hasher);
+    (options.float.name(), options.rounded_inputs, options.context).hash(&mut hasher);
+    for file in &checkpoint.files {
+        let meta = file.metadata().with_context(|| file.display().to_string())?;
+        (file.canonicalize()?, meta.len(), meta.modified()?).hash(&mut hasher);
+    }
+    serde_json::to_string(&checkpoint.config)?.hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+fn stem(model: &Path) -> String {
+    let name = model.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_owned()));
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// `lathe/onnx` in the user's folder for caches.
+fn cache() -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(caches.join("lathe/onnx"))
+}
+
+#[cfg(test)]
+mod tests {
+    use lathe_adapters::onnxruntime::{self, OnnxRuntime};
+    use lathe_api::{Engine, Event, Flow, Request, Sampling};
+    use lathe_optimize::{EngineOrder, Guesses, MemoryUse, Precision};
+
+    use super::*;
+
+    #[test]
+    fn words_for_onnxruntime_are_read_and_others_refused() {
+        let read = |words: &[&str]| {
+            Wanted::read(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+        };
+        let usual = read(&[]).unwrap();
+        assert!(usual.graph.rounded_inputs && usual.graph.float == Float::F32);
+        let other = read(&["dtype=f16", "activations=float", "provider=cuda"]).unwrap();
+        assert!(!other.graph.rounded_inputs && other.graph.float == Float::F16);
+        assert_eq!(other.provider, Provider::Cuda);
+        let refused = read(&["dtype=f8"]).unwrap_err().to_string();
+        assert!(refused.contains("`dtype=f8` is not known; there are dtype=f32|f16"), "{refused}");
+    }
+
+    /// Beside the real library, where `LATHE_ONNXRUNTIME` says where it is.
+    #[test]
+    fn onnxruntime_computes_what_the_native_engine_computes() {
+        let Some(place) = env::var_os("LATHE_ONNXRUNTIME") else {
+            eprintln!("skipped: LATHE_ONNXRUNTIME does not say where ONNX Runtime is");
+            return;
+        };
+        let library = onnxruntime::Library::within(Path::new(&place)).unwrap();
+        let checkpoint = open::demo().unwrap();
+        let model = Model::read(&checkpoint).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("demo");
+        write(&checkpoint, &model, Options::default(), (&out, false), &Silent).unwrap();
+        let (context, vocab) = (256, model.spec.vocab);
+        let theirs = OnnxRuntime::load_graph(&onnxruntime::Options {
+            name: "onnxruntime".to_owned(),
+            library: library.path,
+            version: library.version,
+            model: out,
+            threads: 1,
+            provider: Provider::Cpu,
+            context,
+            vocab,
+        })
+        .unwrap();
+        let ours = open::native(
+            &checkpoint,
+            &EngineOrder {
+                model: "demo".into(),
+                engine: "native".to_owned(),
+                threads: 1,
+                context,
+                batch: 3,
+                kv: "f32".to_owned(),
+                precision: Precision::Exact,
+                memory: MemoryUse::default(),
+                guesses: Guesses::Off,
+            },
+        )
+        .unwrap();
+        let text: Vec<u32> = (0..120).map(|i| 10 + (i * 37) % 90).collect();
+        let (mut a, mut b) = (ours.scorer().unwrap(), theirs.scorer().unwrap());
+        for run in [&text[..50], &text[50..51], &text[51..]] {
+            let (a, b) = (a.feed(run).unwrap(), b.feed(run).unwrap());
+            let largest = a.values.iter().fold(0f32, |most, x| most.max(x.abs()));
+            for (a, b) in a.values.iter().zip(&b.values) {
+                assert!((a - b).abs() < 1e-4 * largest, "{a} {b}");
+            }
+        }
+        b.reset();
+        let again = b.feed(&text[..3]).unwrap().values;
+        let first = theirs.scorer().unwrap().feed(&text[..3]).unwrap().values;
+        assert_eq!(again, first, "nothing of before is seen");
+        let request = |prompt: &[u32], max_tokens| Request {
+            prompt: prompt.to_vec(),
+            max_tokens,
+            sampling: Sampling::default(),
+            stop_tokens: Vec::new(),
+            stop_strings: Vec::new(),
+            ignore_stop: true,
+            grammar: None,
+        };
+        // Prompts and answers of several lengths, together and one by one.
+        let requests =
+            [request(&text[..40], 30), request(&text[..7], 12), request(&text[3..60], 1)];
+        let batched = texts(&theirs, &requests);
+        assert_eq!(batched, texts(&ours, &requests));
+        for (request, batched) in requests.iter().zip(&batched) {
+            assert_eq!(
+                texts(&theirs, std::slice::from_ref(request)),
+                std::slice::from_ref(batched)
+            );
+        }
+        let drawn = Sampling { temperature: 1.0, ..Sampling::default() };
+        let refused = theirs
+            .generate(&Request { sampling: drawn, ..requests[0].clone() }, &mut |_| Flow::Continue);
+        assert!(refused.unwrap_err().to_string().contains("cannot draw tokens"));
+    }
+
+    fn texts(engine: &dyn Engine, requests: &[Request]) -> Vec<Vec<u32>> {
+        let mut texts = vec![Vec::new(); requests.len()];
+        let usages = engine.generate_batch(requests, &mut |index, event| {
+            if let Event::Token { id, .. } = event {
+                texts[index].push(id);
+            }
+            Flow::Continue
+        });
+        for (usage, request) in usages.unwrap().iter().zip(requests) {
+            assert_eq!(usage.generated_tokens, request.max_tokens);
+        }
+        texts
+    }
+}
