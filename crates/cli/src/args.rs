@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// One measurement in a process of its own; used by bench and optimize
     #[command(name = "trial", hide = true)]
     Trial,
+    /// A server with set latencies; used by bench --load
+    #[command(name = "mock", hide = true)]
+    Mock(commands::mock::MockArgs),
     /// Another engine's process, tied to ours; used by trials
     #[command(name = "guard", hide = true)]
     Guard(commands::guard::GuardArgs),

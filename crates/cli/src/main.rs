@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => commands::completions::run(args),
         Command::Man(args) => commands::man::run(args),
         Command::Trial => commands::trial::run(),
+        Command::Mock(args) => commands::mock::run(&args),
         Command::Guard(args) => commands::guard::run(args),
     };
     exit::code(outcome)

@@ -4,12 +4,14 @@
 mod chart;
 mod error;
 mod export;
+mod load;
 mod model;
 mod png;
 
 pub use chart::{Chart, charts};
 pub use error::Error;
 pub use export::{Csv, EXPORTERS, Exporter, Html, Json, Markdown, files};
+pub use load::{LoadCurve, LoadPage, LoadPoint};
 pub use model::{
     Dropped, NoiseFloor, Outcome, Pick, Point, Report, Requirement, Row, Timeline, Verdict, Weights,
 };

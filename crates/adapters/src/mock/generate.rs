@@ -16,7 +16,7 @@ pub(super) fn generate(
         check(mock, request)?;
     }
     let options = &mock.options;
-    let clock = Clock::start();
+    let clock = Clock::start(options.sleepy);
     let mut jitter = ChaCha8Rng::seed_from_u64(options.seed);
     jitter.set_stream(mock.count_call());
     let prompts: usize = requests.iter().map(|r| r.prompt.len()).sum();

@@ -4,6 +4,7 @@
 mod clock;
 mod distribution;
 mod generate;
+mod server;
 mod stops;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use lathe_api::{Caps, Engine, Error, Event, Flow, Info, Logits, Request, Scorer,
 use lathe_base::Seconds;
 
 pub use distribution::{Distribution, Function};
+pub use server::serve;
 
 /// What the mock pretends to be.
 #[derive(Clone, Debug)]
@@ -42,6 +44,9 @@ pub struct Options {
     pub distribution: Distribution,
     /// The text of each token id; see [`Options::words`].
     pub text: Arc<dyn TokenText>,
+    /// Sleeps to the end of every wait, some 60 µs too long, instead of spinning through the last
+    /// 0.2 ms of it: for many requests at once, whose spinning would leave nobody a core.
+    pub sleepy: bool,
     /// Fails with [`Error::Failed`] once this many tokens are generated or scored in one sequence.
     pub fails_after: Option<usize>,
 }
@@ -85,6 +90,7 @@ impl Default for Options {
             seed: 0,
             distribution: Distribution::Hashed { seed: 0, spread: 2.0 },
             text: Self::words(),
+            sleepy: false,
             fails_after: None,
         }
     }
@@ -212,7 +218,7 @@ impl Scorer for Sequence<'_> {
         }
         self.mock.check_tokens(tokens)?;
         self.mock.fail_at(needed)?;
-        let clock = clock::Clock::start();
+        let clock = clock::Clock::start(options.sleepy);
         let vocab = options.vocab;
         let mut values = vec![0.0; tokens.len() * vocab];
         for (&token, row) in tokens.iter().zip(values.chunks_exact_mut(vocab)) {

@@ -4,5 +4,6 @@
 mod common;
 mod fake;
 mod llamacpp;
+mod mock;
 mod openai;
 mod transformers;

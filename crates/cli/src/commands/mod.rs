@@ -15,6 +15,7 @@ pub(crate) mod imatrix;
 pub(crate) mod inspect;
 mod likely;
 pub(crate) mod man;
+pub(crate) mod mock;
 pub(crate) mod optimize;
 mod options;
 pub(crate) mod preflight;

@@ -3,6 +3,7 @@
 mod bars;
 mod frame;
 mod latency;
+pub(crate) mod load;
 mod scale;
 mod scatter;
 mod streams;

@@ -62,7 +62,7 @@ impl Exporter for Html {
 }
 
 /// Light, dark and paper; no information by colour alone.
-const STYLE: &str = include_str!("style.css");
+pub(crate) const STYLE: &str = include_str!("style.css");
 
 /// Sorts the table by a clicked column; without scripts the page reads just as well.
 const SCRIPT: &str = include_str!("sort.js");

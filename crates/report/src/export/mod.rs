@@ -8,6 +8,7 @@ mod page;
 
 pub use csv::Csv;
 pub use html::Html;
+pub(crate) use html::STYLE;
 pub use json::Json;
 pub use markdown::Markdown;
 

@@ -1,6 +1,8 @@
 //! `lathe bench --load`: many requests at once, on engines in turn.
 
 mod ask;
+mod client;
+mod page;
 mod run;
 mod shape;
 mod show;
@@ -94,6 +96,13 @@ pub(crate) struct LoadArgs {
     /// Let Lathe's own engine keep what prompts have in common
     #[arg(long, requires = "load")]
     share_prefixes: bool,
+    /// Repeat each level against a mock server with the latencies that were measured, to see what
+    /// this client adds to them
+    #[arg(long, requires = "load")]
+    check_client: bool,
+    /// Write a page with charts (.html), or a chart alone (.svg)
+    #[arg(long, value_name = "FILE", requires = "load")]
+    report: Option<PathBuf>,
 }
 
 impl LoadArgs {
@@ -149,17 +158,26 @@ struct Tried {
     name: String,
     #[serde(flatten)]
     level: Level,
+    /// What the client adds at this load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_check: Option<client::ClientCheck>,
     samples: Vec<LoadSample>,
 }
 
 pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<Ended> {
     let Some(load) = &args.load.load else { bail!("--load is missing") };
+    if let Some(path) = &args.load.report {
+        page::check(path)?;
+    }
     let bar = ui::Bar::new(global.quiet);
     let report = run::run(args, load, &bar)?;
     bar.clear();
     if let Some(path) = &args.save {
         AtomicFile::write_all(path, &serde_json::to_vec(&report)?)
             .with_context(|| format!("--save: cannot write {}", path.display()))?;
+    }
+    if let Some(path) = args.load.report.as_ref().filter(|_| !report.engines.is_empty()) {
+        page::write(path, &report, load.scenario)?;
     }
     if global.json {
         ui::json(&report)?;

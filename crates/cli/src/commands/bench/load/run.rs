@@ -16,7 +16,7 @@ use lathe_optimize::EngineOrder;
 use lathe_stats::Verdict;
 
 use super::{
-    Measured, Report, Tried, Workload, ask,
+    Measured, Report, Tried, Workload, ask, client,
     shape::{Kind, Shape, words},
 };
 use crate::{
@@ -237,12 +237,20 @@ impl Stage<'_> {
             &report.objective,
             self.args.timing.level,
         );
+        let client_check = match self.args.load.check_client && !report.interrupted {
+            true => client::check(&figures, pattern, &self.source, &limits, self.progress)
+                .unwrap_or_else(|error| {
+                    report.warnings.push(format!("--check-client: {error:#}"));
+                    None
+                }),
+            false => None,
+        };
         let pattern = match pattern {
             // Its times are those of its samples.
             Pattern::Timed { .. } => Pattern::Timed { at: Vec::new() },
             other => other.clone(),
         };
-        Tried { name: label, level: Level { pattern, figures }, samples }
+        Tried { name: label, level: Level { pattern, figures }, client_check, samples }
     }
 
     /// Doubles the rate until the engine is full or the objective is missed, then looks closer.

@@ -1,7 +1,7 @@
 //! The tables for people.
 
 use lathe_base::Seconds;
-use lathe_bench::load::{Latency, LoadFigures};
+use lathe_bench::load::{Latency, LoadFigures, Objective};
 use lathe_stats::{Interval, Verdict};
 
 use super::{Measured, Report, Scenario, Tried};
@@ -21,7 +21,9 @@ pub(super) fn text(report: &Report, scenario: Option<Scenario>) -> String {
             [one] => text += &level(report, one),
             levels => text += &sweep(report, levels),
         }
-        text += &verdicts(report, measured, scenario);
+        for (label, words) in conclusions(report, measured, scenario) {
+            text += &format!("{} {words}\n", ui::dim(&format!("{label:<16}")));
+        }
         text += "\n";
     }
     text += &ui::dim(&method(report));
@@ -85,7 +87,7 @@ fn level(report: &Report, tried: &Tried) -> String {
     }
     facts.push(("requests".to_owned(), count(figures)));
     text += &ui::facts(&facts);
-    text + &notes(tried)
+    text + &noted(tried)
 }
 
 fn count(figures: &LoadFigures) -> String {
@@ -106,16 +108,27 @@ fn latencies(figures: &LoadFigures) -> [(&'static str, Option<Latency>); 4] {
 
 /// A level a line.
 fn sweep(report: &Report, levels: &[Tried]) -> String {
-    let promised = !report.objective.promises.is_empty();
-    let mut header =
-        vec!["load", ">req/s", ">tok/s", ">TTFT p50", ">p99", ">TPOT p50", ">p99", ">e2e p50"];
+    let (header, rows) = self::levels(&report.objective, levels);
+    let header: Vec<String> = header
+        .into_iter()
+        .enumerate()
+        .map(|(index, name)| if index == 0 { name } else { format!(">{name}") })
+        .collect();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    ui::table(&header, &rows) + &levels.iter().map(noted).collect::<String>()
+}
+
+/// The same for any table. Narrow enough for a terminal of 80 columns.
+pub(super) fn levels(objective: &Objective, levels: &[Tried]) -> (Vec<String>, Vec<Vec<String>>) {
+    let promised = !objective.promises.is_empty();
+    let mut header = vec!["load", "req/s", "tok/s", "TTFT 50", "99", "TPOT 50", "99", "e2e 50"];
     if promised {
-        header.extend([">kept", ">good/s"]);
+        header.extend(["kept", "good/s"]);
     }
     let time = |latency: Option<Latency>, of: fn(&Latency) -> Interval| {
         latency.map_or_else(String::new, |l| short(of(&l).point))
     };
-    let rows: Vec<Vec<String>> = levels
+    let rows = levels
         .iter()
         .map(|tried| {
             let f = &tried.level.figures;
@@ -139,22 +152,23 @@ fn sweep(report: &Report, levels: &[Tried]) -> String {
             row
         })
         .collect();
-    ui::table(&header, &rows) + &levels.iter().map(notes).collect::<String>()
+    (header.into_iter().map(str::to_owned).collect(), rows)
 }
 
-/// A time in few letters: `120ms`, `1.25s`.
+/// A time of at most seven letters.
 fn short(seconds: f64) -> String {
     match seconds {
-        s if s >= 100.0 => format!("{s:.0}s"),
-        s if s >= 1.0 => format!("{s:.2}s"),
-        s if s >= 0.1 => format!("{:.0}ms", s * 1e3),
-        s if s >= 0.01 => format!("{:.1}ms", s * 1e3),
-        s => format!("{:.2}ms", s * 1e3),
+        s if s >= 100.0 => format!("{s:.0} s"),
+        s if s >= 10.0 => format!("{s:.1} s"),
+        s if s >= 1.0 => format!("{s:.2} s"),
+        s if s >= 0.1 => format!("{:.0} ms", s * 1e3),
+        s if s >= 0.01 => format!("{:.1} ms", s * 1e3),
+        s => format!("{:.2} ms", s * 1e3),
     }
 }
 
 /// What a reader must know of a level before believing its figures.
-fn notes(tried: &Tried) -> String {
+pub(super) fn notes(tried: &Tried) -> Vec<String> {
     let figures = &tried.level.figures;
     let mut list = Vec::new();
     for (why, words, count) in &figures.failed {
@@ -177,18 +191,25 @@ fn notes(tried: &Tried) -> String {
             Seconds(client.lag_p99),
         ));
     }
-    list.iter().map(|note| format!("{} {}: {note}\n", ui::yellow("note:"), tried.name)).collect()
+    list.extend(tried.client_check.map(|check| check.words()));
+    list.into_iter().map(|note| format!("{}: {note}", tried.name)).collect()
+}
+
+fn noted(tried: &Tried) -> String {
+    notes(tried).iter().map(|note| ui::note(note)).collect()
 }
 
 /// What a sweep, an objective or a scenario says in the end.
-fn verdicts(report: &Report, measured: &Measured, scenario: Option<Scenario>) -> String {
+pub(super) fn conclusions(
+    report: &Report,
+    measured: &Measured,
+    scenario: Option<Scenario>,
+) -> Vec<(&'static str, String)> {
     let levels = &measured.levels;
     let name = |index: Option<usize>| index.and_then(|i| levels.get(i)).map(|l| l.name.as_str());
     let summary = &measured.summary;
-    let mut text = String::new();
-    let mut say = |label: &str, words: String| {
-        text += &format!("{} {words}\n", ui::dim(&format!("{label:<20}")));
-    };
+    let mut list = Vec::new();
+    let mut say = |label: &'static str, words: String| list.push((label, words));
     if levels.len() > 1 {
         if let Some(peak) = summary.peak.and_then(|i| levels.get(i)) {
             let rate = peak.level.figures.output.map_or(0.0, |rate| rate.point);
@@ -205,19 +226,22 @@ fn verdicts(report: &Report, measured: &Measured, scenario: Option<Scenario>) ->
         match (levels.as_slice(), name(summary.meets), name(summary.fails)) {
             ([one], ..) => {
                 let word = match one.level.verdict(report.objective_share) {
-                    Some(Verdict::Meets) => ui::green("met"),
-                    Some(Verdict::Fails) => ui::red("not met"),
-                    _ => ui::yellow("undecided, send more requests"),
+                    Some(Verdict::Meets) => "met",
+                    Some(Verdict::Fails) => "not met",
+                    _ => "undecided, send more requests",
                 };
                 say("objective", format!("{word}: {rule}"));
             }
             (_, Some(meets), fails) => {
                 let until = fails.map_or(String::new(), |fails| format!("; not at {fails}"));
-                say("highest load", format!("{}{until}: {rule}", ui::bold(meets)));
+                say("highest load", format!("{meets}{until}: {rule}"));
             }
             (_, None, fails) => {
-                let until = fails.map_or(String::new(), |fails| format!(", and not at {fails}"));
-                say("highest load", format!("none was shown to be good{until}: {rule}"));
+                let until = fails.map_or_else(
+                    || "send more requests to decide".to_owned(),
+                    |fails| format!("it is missed at {fails}, and below too few were sent to tell"),
+                );
+                say("highest load", format!("none is shown: {until}: {rule}"));
             }
         }
     }
@@ -228,7 +252,7 @@ fn verdicts(report: &Report, measured: &Measured, scenario: Option<Scenario>) ->
         };
         say("MLPerf's metric", words);
     }
-    text
+    list
 }
 
 /// MLPerf inference's metric of a scenario. It asks for more than is done here (its models, data
@@ -255,7 +279,7 @@ fn scenario_words(scenario: Scenario, report: &Report, tried: &Tried) -> Option<
 }
 
 /// How it was measured, in a few lines.
-fn method(report: &Report) -> String {
+pub(super) fn method(report: &Report) -> String {
     let work = &report.workload;
     let mut parts = vec![format!("prompts: {}", work.prompts)];
     if work.shared_prefix > 0 {
@@ -273,4 +297,74 @@ fn method(report: &Report) -> String {
          neighbouring requests\n",
         parts.join("; ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use lathe_bench::load::{
+        Failure, Level, LoadSample, Pattern, Spacing, Why, Window, load_figures,
+    };
+
+    use super::*;
+
+    /// Half-second answers to `rate` requests a second, of which the last is `failed`.
+    fn tried(rate: f64, wait: f64, failed: bool) -> Tried {
+        let pattern = Pattern::Open { rate, spacing: Spacing::Poisson };
+        let samples: Vec<LoadSample> = (0..200)
+            .map(|number| {
+                let due = number as f64 / rate;
+                let first = due + 0.4 + wait * number as f64;
+                let words = "it answered 503: busy".to_owned();
+                LoadSample {
+                    number,
+                    prompt_tokens: 100,
+                    asked: 2,
+                    due: Seconds(due),
+                    sent: Seconds(due + 2.0 * wait),
+                    tokens: vec![Seconds(first), Seconds(first + 0.1)],
+                    end: Seconds(first + 0.1),
+                    failure: (failed && number == 199)
+                        .then_some(Failure { why: Why::Broken, words }),
+                }
+            })
+            .collect();
+        let objective = promises();
+        let figures = load_figures(&samples, &pattern, &Window::default(), &objective, 0.95);
+        let name = super::super::shape::words(&pattern);
+        Tried { name, level: Level { pattern, figures }, client_check: None, samples }
+    }
+
+    fn promises() -> Objective {
+        "ttft=500ms,tpot=150ms".parse().unwrap()
+    }
+
+    #[test]
+    fn a_sweep_fits_a_terminal_of_80_columns() {
+        let tried = [tried(0.25, 0.0, false), tried(128.0, 3.0, false)];
+        let (header, rows) = levels(&promises(), &tried);
+        assert_eq!(rows[0][0], "poisson 0.25/s");
+        let width: usize = (0..header.len())
+            .map(|i| rows.iter().map(|row| row[i].len()).max().unwrap().max(header[i].len()) + 1)
+            .sum();
+        assert!(width <= 80, "{width}: {rows:?}");
+    }
+
+    #[test]
+    fn what_spoils_a_level_is_said_beside_it() {
+        assert_eq!(notes(&tried(2.0, 0.0, false)), Vec::<String>::new());
+        let spoilt = notes(&tried(2.0, 0.5, true)).join("\n");
+        for told in ["1 × broken off: it answered 503: busy", "unstable: the queue grew", "invalid"]
+        {
+            assert!(spoilt.contains(told), "{told}: {spoilt}");
+        }
+    }
+
+    #[test]
+    fn times_have_few_letters() {
+        for (seconds, text) in
+            [(0.0001, "0.10 ms"), (0.0123, "12.3 ms"), (0.5, "500 ms"), (12.34, "12.3 s")]
+        {
+            assert_eq!(short(seconds), text);
+        }
+    }
 }
