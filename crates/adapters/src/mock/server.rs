@@ -20,7 +20,7 @@ const STACK: usize = 256 << 10;
 
 /// Answers requests, each in a thread of its own, for as long as the listener does.
 ///
-/// Streams only, prompts as ids (which are taken modulo the mock's vocabulary, so that any
+/// Streams only, prompts as text or as ids (which are taken modulo the mock's vocabulary, so that any
 /// client's fit), one connection for each request.
 ///
 /// # Errors
@@ -79,11 +79,18 @@ fn whole(stream: &mut TcpStream, status: &str, body: &Value) -> io::Result<()> {
 
 fn request(mock: &Mock, body: &[u8]) -> Result<Request, String> {
     let body: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    let ids = body["prompt"].as_array().ok_or("the prompt must be a list of token ids")?;
     let vocab = mock.info().vocab as u64;
     let id = |id: &Value| id.as_u64().map(|id| (id % vocab) as u32);
+    let prompt = match &body["prompt"] {
+        Value::Array(ids) => {
+            ids.iter().map(id).collect::<Option<_>>().ok_or("a token id is no number")?
+        }
+        // A token a word, whatever it is.
+        Value::String(text) => text.split_whitespace().map(|_| 0).collect(),
+        _ => return Err("the prompt must be a text or a list of token ids".to_owned()),
+    };
     Ok(Request {
-        prompt: ids.iter().map(id).collect::<Option<_>>().ok_or("a token id is no number")?,
+        prompt,
         max_tokens: body["max_tokens"].as_u64().unwrap_or(16) as usize,
         sampling: Sampling::default(),
         stop_tokens: Vec::new(),

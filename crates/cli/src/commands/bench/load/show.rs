@@ -191,8 +191,23 @@ pub(super) fn notes(tried: &Tried) -> Vec<String> {
             Seconds(client.lag_p99),
         ));
     }
+    let together = together(tried);
+    if together > 0.1 {
+        list.push(format!(
+            "{:.0} % of tokens came together with the one before: the server keeps tokens back, so \
+             that its first token and the gaps are later and fewer than the model's",
+            100.0 * together
+        ));
+    }
     list.extend(tried.client_check.map(|check| check.words()));
     list.into_iter().map(|note| format!("{}: {note}", tried.name)).collect()
+}
+
+/// The share of gaps between tokens in which nothing but an event was taken apart.
+fn together(tried: &Tried) -> f64 {
+    const AT_ONCE: f64 = 20e-6;
+    let gaps: Vec<f64> = tried.samples.iter().flat_map(|sample| sample.gaps()).collect();
+    gaps.iter().filter(|gap| **gap < AT_ONCE).count() as f64 / gaps.len().max(1) as f64
 }
 
 fn noted(tried: &Tried) -> String {
@@ -352,6 +367,9 @@ mod tests {
     #[test]
     fn what_spoils_a_level_is_said_beside_it() {
         assert_eq!(notes(&tried(2.0, 0.0, false)), Vec::<String>::new());
+        let mut held = tried(2.0, 0.0, false);
+        held.samples.iter_mut().for_each(|sample| sample.tokens[0] = sample.tokens[1]);
+        assert!(notes(&held)[0].contains("100 % of tokens came together"), "{:?}", notes(&held));
         let spoilt = notes(&tried(2.0, 0.5, true)).join("\n");
         for told in ["1 × broken off: it answered 503: busy", "unstable: the queue grew", "invalid"]
         {
