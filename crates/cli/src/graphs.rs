@@ -62,6 +62,20 @@ impl Wanted {
         }
         Ok(wanted)
     }
+
+    /// All of it in the words that are read.
+    pub(crate) fn words(self) -> Vec<String> {
+        let activations = if self.graph.rounded_inputs { "int8" } else { "float" };
+        let provider = match self.provider {
+            Provider::Cpu => "cpu",
+            Provider::Cuda => "cuda",
+        };
+        vec![
+            format!("dtype={}", self.graph.float.name()),
+            format!("activations={activations}"),
+            format!("provider={provider}"),
+        ]
+    }
 }
 
 /// The graph of a model: the model itself where it is one, else what was made of its files before,
@@ -128,6 +142,9 @@ mod tests {
         let other = read(&["dtype=f16", "activations=float", "provider=cuda"]).unwrap();
         assert!(!other.graph.rounded_inputs && other.graph.float == Float::F16);
         assert_eq!(other.provider, Provider::Cuda);
+        for wanted in [usual, other] {
+            assert_eq!(Wanted::read(&wanted.words()).unwrap(), wanted);
+        }
         let refused = read(&["dtype=f8"]).unwrap_err().to_string();
         assert!(refused.contains("`dtype=f8` is not known; there are dtype=f32|f16"), "{refused}");
     }
@@ -153,6 +170,7 @@ mod tests {
             model: out,
             threads: 1,
             provider: Provider::Cpu,
+            arguments: Vec::new(),
             context,
             vocab,
         })
@@ -179,6 +197,10 @@ mod tests {
             let largest = a.values.iter().fold(0f32, |most, x| most.max(x.abs()));
             for (a, b) in a.values.iter().zip(&b.values) {
                 assert!((a - b).abs() < 1e-4 * largest, "{a} {b}");
+            }
+            for (a, b) in a.rows().zip(b.rows()) {
+                let divergence = divergence(a, b);
+                assert!(divergence < 1e-9, "{divergence} nats");
             }
         }
         b.reset();
@@ -209,6 +231,16 @@ mod tests {
         let refused = theirs
             .generate(&Request { sampling: drawn, ..requests[0].clone() }, &mut |_| Flow::Continue);
         assert!(refused.unwrap_err().to_string().contains("cannot draw tokens"));
+    }
+
+    /// Kullback-Leibler divergence of two rows of logits, in nats.
+    fn divergence(a: &[f32], b: &[f32]) -> f64 {
+        let logs = |row: &[f32]| {
+            let most = row.iter().fold(f32::MIN, |most, x| most.max(*x));
+            let sum: f64 = row.iter().map(|x| f64::from(x - most).exp()).sum();
+            row.iter().map(|x| f64::from(x - most) - sum.ln()).collect::<Vec<f64>>()
+        };
+        logs(a).iter().zip(logs(b)).map(|(a, b)| a.exp() * (a - b)).sum()
     }
 
     fn texts(engine: &dyn Engine, requests: &[Request]) -> Vec<Vec<u32>> {

@@ -257,6 +257,7 @@ impl Peer {
                     model: exported(&model, wanted.graph, context)?,
                     threads,
                     provider: wanted.provider,
+                    arguments: wanted.words(),
                     context,
                     vocab,
                 })

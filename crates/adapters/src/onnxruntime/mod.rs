@@ -35,6 +35,9 @@ pub struct Options {
     pub model: PathBuf,
     pub threads: usize,
     pub provider: Provider,
+    /// How the graph was made and is run, in a user's words: for records only.
+    #[serde(default)]
+    pub arguments: Vec<String>,
     /// The longest sequence, and vocabulary size that prompts are drawn from.
     pub context: usize,
     pub vocab: usize,
