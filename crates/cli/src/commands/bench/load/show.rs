@@ -194,8 +194,8 @@ pub(super) fn notes(tried: &Tried) -> Vec<String> {
     let together = together(tried);
     if together > 0.1 {
         list.push(format!(
-            "{:.0} % of tokens came together with the one before: the server keeps tokens back, so \
-             that its first token and the gaps are later and fewer than the model's",
+            "{:.0} % of tokens came together with the one before: the server held tokens \
+             back, or this client read them late; gaps are those of events",
             100.0 * together
         ));
     }
