@@ -16,6 +16,25 @@ use lathe_api::{Error, Info, Request};
 
 pub use server::{Program, Server};
 
+/// Token ids in an answer; `None` where something else is there.
+fn ids(value: &serde_json::Value) -> Option<Vec<u32>> {
+    value.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+}
+
+/// A list of log probabilities by token id as a row of logits, \[V\]; `None` where a token of the
+/// vocabulary is missing.
+fn row(vocab: usize, all: impl Iterator<Item = Option<(u64, f64)>>) -> Option<Vec<f32>> {
+    let mut row = vec![f32::NAN; vocab];
+    for entry in all {
+        let (id, value) = entry?;
+        // Models may have logits beyond the tokenizer's tokens.
+        if let Some(place) = usize::try_from(id).ok().and_then(|id| row.get_mut(id)) {
+            *place = value as f32;
+        }
+    }
+    row.iter().all(|value| !value.is_nan()).then_some(row)
+}
+
 /// Refuses what an engine would refuse, in the same words for all.
 fn check(info: &Info, request: &Request) -> Result<(), Error> {
     let needed = request.prompt.len().saturating_add(request.max_tokens);

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Event, Flow, Request, Scorer, Usage};
+use crate::{Error, Event, Flow, Request, Scorer, Turn, Usage};
 
 /// One model loaded in one engine.
 pub trait Engine: Send + Sync {
@@ -36,6 +36,30 @@ pub trait Engine: Send + Sync {
         Err(Error::Unsupported {
             engine: self.info().engine.clone(),
             what: "generate from several prompts in one batch".to_owned(),
+        })
+    }
+
+    /// The token ids of a text, with those that the engine puts before and after it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the engine cannot be asked.
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let _ = text;
+        Err(Error::Unsupported {
+            engine: self.info().engine.clone(),
+            what: "tell the tokens of a text".to_owned(),
+        })
+    }
+
+    /// What the engine's chat template makes of a conversation, up to where the answer begins.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the engine cannot be asked.
+    fn render(&self, turns: &[Turn<'_>]) -> Result<String, Error> {
+        let _ = turns;
+        Err(Error::Unsupported {
+            engine: self.info().engine.clone(),
+            what: "tell what its template makes of a conversation".to_owned(),
         })
     }
 

@@ -10,5 +10,5 @@ mod score;
 pub use engine::{Caps, Engine, Info};
 pub use error::Error;
 pub use grammar::Grammar;
-pub use request::{Event, Finish, Flow, Request, Sampling, UNKNOWN_TOKEN, Usage};
+pub use request::{Event, Finish, Flow, Request, Sampling, Turn, UNKNOWN_TOKEN, Usage};
 pub use score::{Logits, Scorer};

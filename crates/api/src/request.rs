@@ -23,6 +23,14 @@ pub struct Request {
     pub grammar: Option<Grammar>,
 }
 
+/// What somebody says in a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Turn<'a> {
+    /// `system`, `user` or `assistant`.
+    pub role: &'a str,
+    pub content: &'a str,
+}
+
 /// How the next token is chosen from the logits.
 ///
 /// Applied in this order: logit bias, repetition / presence / frequency penalties, temperature,

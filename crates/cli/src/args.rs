@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Bench(Box<commands::bench::BenchArgs>),
     /// Show which engines are here, and what is missing
     Engines(commands::engines::EnginesArgs),
+    /// Check that engines compute the same thing on the same files
+    Verify(commands::verify::VerifyArgs),
     /// Compare two models or two runs side by side
     Compare(commands::compare::CompareArgs),
     /// Continue a text

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(args, global),
         Command::Bench(args) => commands::bench::run(*args, global),
         Command::Engines(args) => commands::engines::run(&args, global),
+        Command::Verify(args) => commands::verify::run(&args, global),
         Command::Compare(args) => commands::compare::run(args, global),
         Command::Generate(args) => commands::generate::run(args, global),
         Command::Chat(args) => commands::chat::run(args, global),

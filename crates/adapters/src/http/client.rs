@@ -8,7 +8,7 @@ use ureq::{Agent, BodyReader, RequestBuilder, http::Response};
 use super::sse::{Event, Parser};
 
 /// What is read of an answer that is no stream.
-const ANSWER_CAP: u64 = 16 << 20;
+const ANSWER_CAP: u64 = 256 << 20;
 /// What is shown of an answer that is no JSON.
 const SHOWN: usize = 300;
 
@@ -60,6 +60,19 @@ impl Client {
     /// As [`Client::get`], of an answer that must be JSON.
     pub(crate) fn get_json(&self, path: &str) -> Result<Value, Error> {
         let answer = self.get(path)?;
+        if !(200..300).contains(&answer.status) {
+            return Err(self.refusal(&answer));
+        }
+        serde_json::from_slice(&answer.body)
+            .map_err(|error| self.failed(format!("{path} did not answer with JSON ({error})")))
+    }
+
+    /// Sends JSON; the answer must be JSON.
+    pub(crate) fn post_json(&self, path: &str, body: &Value) -> Result<Value, Error> {
+        let request = self.agent.post(format!("{}{path}", self.base));
+        let request = self.signed(request).header("content-type", "application/json");
+        let answer = request.send(body.to_string()).map_err(|error| self.broken(&error))?;
+        let answer = self.read(answer)?;
         if !(200..300).contains(&answer.status) {
             return Err(self.refusal(&answer));
         }

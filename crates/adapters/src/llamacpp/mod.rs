@@ -4,6 +4,7 @@
 //! Tokens go in and come out as ids; nothing is cached between requests. Differences between
 //! versions are found in what a server says (its `--help`, its answers), never guessed from a name.
 
+mod ask;
 mod generate;
 mod installation;
 mod wire;
@@ -14,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lathe_api::{Caps, Engine, Error, Event, Flow, Info, Request, Usage};
+use lathe_api::{Caps, Engine, Error, Event, Flow, Info, Request, Scorer, Turn, Usage};
 use lathe_base::Seconds;
 use serde::{Deserialize, Serialize};
 
@@ -154,7 +155,7 @@ fn info(options: &Options, model: &serde_json::Value, client: &Client) -> Result
         vocab: options.vocab,
         context: options.context,
         weight_bytes: meta["size"].as_u64().unwrap_or(0),
-        caps: Caps { logits: false, batch: options.streams > 1, seed: true, grammar: false },
+        caps: Caps { logits: true, batch: options.streams > 1, seed: true, grammar: false },
     })
 }
 
@@ -181,5 +182,17 @@ impl Engine for LlamaCpp {
         on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
     ) -> Result<Vec<Usage>, Error> {
         crate::together::run(requests, &|request, on| generate::one(self, request, on), on)
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>, Error> {
+        ask::tokenize(self, text)
+    }
+
+    fn render(&self, turns: &[Turn<'_>]) -> Result<String, Error> {
+        ask::render(self, turns)
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error> {
+        Ok(Box::new(ask::Sequence::new(self)))
     }
 }

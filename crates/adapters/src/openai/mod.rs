@@ -4,11 +4,14 @@
 //! of the text, ids of generated tokens) is asked for by the names that vLLM, SGLang and llama.cpp
 //! gave it; a server that ignores them shows in the count of tokens.
 
+mod ask;
 mod wire;
 
 use std::time::{Duration, Instant};
 
-use lathe_api::{Caps, Engine, Error, Event, Finish, Flow, Info, Request, UNKNOWN_TOKEN, Usage};
+use lathe_api::{
+    Caps, Engine, Error, Event, Finish, Flow, Info, Request, Scorer, Turn, UNKNOWN_TOKEN, Usage,
+};
 use lathe_base::Seconds;
 use serde::{Deserialize, Serialize};
 
@@ -88,7 +91,10 @@ impl OpenAi {
 
     /// As a server that was started by us, and took `load` until it was ready.
     pub(crate) fn of_server(self, server: Server, load: Seconds) -> Self {
-        Self { server: Some(server), load, ..self }
+        // Probabilities are told by the names that the servers which we start have for them.
+        let caps = Caps { logits: true, ..self.info.caps };
+        let info = Info { caps, ..self.info };
+        Self { server: Some(server), load, info, ..self }
     }
 
     /// Until it was ready: for a server that ran already, until it answered.
@@ -190,5 +196,17 @@ impl Engine for OpenAi {
         on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
     ) -> Result<Vec<Usage>, Error> {
         crate::together::run(requests, &|request, on| self.one(request, on), on)
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>, Error> {
+        ask::tokenize(self, text)
+    }
+
+    fn render(&self, turns: &[Turn<'_>]) -> Result<String, Error> {
+        ask::render(self, turns)
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error> {
+        Ok(Box::new(ask::Sequence::new(self)))
     }
 }

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lathe_api::{Caps, Engine, Error, Event, Finish, Flow, Info, Request, Usage};
+use base64::Engine as _;
+use lathe_api::{
+    Caps, Engine, Error, Event, Finish, Flow, Info, Logits, Request, Scorer, Turn, Usage,
+};
 use lathe_base::Seconds;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -111,7 +114,7 @@ impl Transformers {
             vocab: options.vocab,
             context: options.context,
             weight_bytes: ready["bytes"].as_u64().unwrap_or(0),
-            caps: Caps { logits: false, batch: true, seed: true, grammar: false },
+            caps: Caps { logits: true, batch: true, seed: true, grammar: false },
         };
         let patience = Duration::from_secs_f64(options.patience.0.clamp(0.1, 1e6));
         Ok(Self { server, pipes: Mutex::new(pipes), info, load, patience })
@@ -134,11 +137,7 @@ impl Transformers {
             self.suits(first, request)?;
         }
         let mut pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = |why| Error::Failed { engine: self.info.engine.clone(), why };
-        let sent = writeln!(pipes.orders, "{}", order(requests, first));
-        sent.and_then(|()| pipes.orders.flush()).map_err(|error| {
-            failed(self.server.ended_soon().unwrap_or_else(|| error.to_string()))
-        })?;
+        self.send(&mut pipes, &order(requests, first))?;
         let mut states = vec![State::default(); requests.len()];
         loop {
             let answer = pipes.next(&self.info.engine, &self.server, self.patience)?;
@@ -151,7 +150,7 @@ impl Transformers {
                 return Ok(requests.iter().zip(&states).map(usage).collect());
             }
             let tokens = answer["tokens"].as_array().ok_or_else(|| {
-                failed(format!("it answered with something else than tokens: {answer:.200}"))
+                self.failed(format!("it answered with something else than tokens: {answer:.200}"))
             })?;
             for (index, (state, token)) in states.iter_mut().zip(tokens).enumerate() {
                 let Some(id) = token.as_u64().and_then(|id| u32::try_from(id).ok()) else {
@@ -172,6 +171,23 @@ impl Transformers {
                 }
             }
         }
+    }
+
+    /// Sends an order whose answer is one line.
+    fn ask(&self, order: &Value) -> Result<Value, Error> {
+        let mut pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.send(&mut pipes, order)?;
+        pipes.next(&self.info.engine, &self.server, self.patience)
+    }
+
+    fn send(&self, pipes: &mut Pipes, order: &Value) -> Result<(), Error> {
+        let sent = writeln!(pipes.orders, "{order}");
+        sent.and_then(|()| pipes.orders.flush())
+            .map_err(|error| self.failed(self.server.ended_soon().unwrap_or(error.to_string())))
+    }
+
+    fn failed(&self, why: String) -> Error {
+        Error::Failed { engine: self.info.engine.clone(), why }
     }
 
     fn suits(&self, first: &Request, request: &Request) -> Result<(), Error> {
@@ -281,5 +297,60 @@ impl Engine for Transformers {
         on: &mut dyn FnMut(usize, Event<'_>) -> Flow,
     ) -> Result<Vec<Usage>, Error> {
         self.run(requests, on)
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let answer = self.ask(&json!({ "tokenize": text }))?;
+        crate::ids(&answer["ids"])
+            .ok_or_else(|| self.failed(format!("it answered without ids: {answer:.200}")))
+    }
+
+    fn render(&self, turns: &[Turn<'_>]) -> Result<String, Error> {
+        let answer = self.ask(&json!({ "render": turns }))?;
+        let text = answer["text"].as_str().map(str::to_owned);
+        text.ok_or_else(|| self.failed(format!("it answered without a text: {answer:.200}")))
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error> {
+        Ok(Box::new(Sequence { engine: self, tokens: Vec::new() }))
+    }
+}
+
+/// A sequence that the worker is given as a whole each time.
+struct Sequence<'a> {
+    engine: &'a Transformers,
+    tokens: Vec<u32>,
+}
+
+impl Scorer for Sequence<'_> {
+    fn feed(&mut self, tokens: &[u32]) -> Result<Logits, Error> {
+        let engine = self.engine;
+        let (vocab, context) = (engine.info.vocab, engine.info.context);
+        if self.tokens.len() + tokens.len() > context {
+            let needed = self.tokens.len() + tokens.len();
+            return Err(Error::ContextExceeded { needed, context });
+        }
+        self.tokens.extend_from_slice(tokens);
+        let answer = engine.ask(&json!({ "score": self.tokens }))?;
+        let coded = answer["logits"].as_str().unwrap_or_default();
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(coded)
+            .map_err(|error| engine.failed(format!("its logits are no base64: {error}")))?;
+        let all: Vec<f32> =
+            bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        // Some models have more logits than the tokenizer has tokens.
+        let width = all.len() / self.tokens.len().max(1);
+        if width < vocab || all.len() != width * self.tokens.len() {
+            let (found, tokens) = (all.len(), self.tokens.len());
+            let why = format!("it gave {found} logits of {tokens} × {vocab}");
+            return Err(engine.failed(why));
+        }
+        let fresh = &all[(self.tokens.len() - tokens.len()) * width..];
+        let values = fresh.chunks_exact(width).flat_map(|row| &row[..vocab]).copied().collect();
+        Ok(Logits { vocab, values })
+    }
+
+    fn reset(&mut self) {
+        self.tokens.clear();
     }
 }

@@ -6,8 +6,12 @@ In:  {"prompts": [[id, ...], ...], "new_tokens": n, "seed": s, "sampling": {...}
 Out: {"ready": {"version", "vocab", "context", "bytes", "dtype"}}, then for each request
      {"tokens": [id, ...]} for each step (null for a prompt that has ended) and {"done": true},
      or {"error": "..."}.
+Also in: {"score": [id, ...]}     out: {"logits": base64 of little-endian f32, [T, V]}
+         {"tokenize": "text"}     out: {"ids": [id, ...]}
+         {"render": [{"role", "content"}, ...]}   out: {"text": "..."}
 Ends with its stdin.
 """
+import base64
 import json
 import os
 import sys
@@ -82,10 +86,37 @@ def main():
             streamer=Steps(),
         )
 
+    def score(ids):
+        logits = model(torch.tensor([ids]), use_cache=False).logits[0].float().contiguous()
+        data = logits.numpy().astype("<f4", copy=False).tobytes()
+        say(logits=base64.b64encode(data).decode("ascii"))
+
+    loaded = []
+
+    def tokenizer():
+        if not loaded:
+            from transformers import AutoTokenizer
+
+            loaded.append(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        return loaded[0]
+
+    def answer(order):
+        if "score" in order:
+            score(order["score"])
+        elif "tokenize" in order:
+            say(ids=tokenizer()(order["tokenize"])["input_ids"])
+        elif "render" in order:
+            text = tokenizer().apply_chat_template(
+                order["render"], tokenize=False, add_generation_prompt=True
+            )
+            say(text=text)
+        else:
+            generate(order)
+            say(done=True)
+
     for line in sys.stdin:
         try:
-            generate(json.loads(line))
-            say(done=True)
+            answer(json.loads(line))
         except Exception as error:
             say(error=f"{type(error).__name__}: {error}")
 

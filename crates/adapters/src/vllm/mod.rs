@@ -97,9 +97,13 @@ fn arguments(options: &Options, port: u16) -> Vec<OsString> {
         say(word);
     }
     say(&port.to_string());
-    for word in ["--served-model-name", SERVED, "--no-enable-prefix-caching", "--max-model-len"] {
+    for word in ["--served-model-name", SERVED, "--no-enable-prefix-caching"] {
         say(word);
     }
+    // All probabilities may be asked for.
+    say("--max-logprobs");
+    say("-1");
+    say("--max-model-len");
     say(&options.context.to_string());
     say("--max-num-seqs");
     say(&options.streams.to_string());

@@ -155,8 +155,21 @@ impl Fake {
                 let settings = json!({"n_ctx": self.context});
                 whole(&mut stream, 200, &json!({"default_generation_settings": settings}));
             }
-            "/completion" => self.complete(stream, &serde_json::from_slice(&body).unwrap()),
-            "/v1/completions" => self.openai(stream, &serde_json::from_slice(&body).unwrap()),
+            "/completion" | "/v1/completions" | "/tokenize" | "/detokenize" | "/apply-template" => {
+                let body: Value = serde_json::from_slice(&body).unwrap();
+                match path {
+                    _ if body["n_probs"].as_u64() > Some(0) => self.likely_next(&mut stream, &body),
+                    "/completion" => self.complete(stream, &body),
+                    _ if !body["prompt_logprobs"].is_null() => self.likely(&mut stream, &body),
+                    "/v1/completions" => self.openai(stream, &body),
+                    _ if self.mode == "older" => whole(&mut stream, 404, &json!({"error": {}})),
+                    "/apply-template" => {
+                        whole(&mut stream, 200, &json!({"prompt": rendered(&body)}));
+                    }
+                    "/tokenize" => whole(&mut stream, 200, &json!({"tokens": tokens(&body)})),
+                    _ => whole(&mut stream, 200, &json!({"prompt": text(&body)})),
+                }
+            }
             _ => whole(&mut stream, 404, &json!({"error": {"message": "no such page"}})),
         }
     }
@@ -258,6 +271,54 @@ impl Fake {
         chunks.event(&format!("data: {usage}\n\ndata: [DONE]\n\n"));
         chunks.end();
     }
+}
+
+impl Fake {
+    /// How likely each token is after these: the one that is their sum most of all, and each that
+    /// follows it by a nat less.
+    fn row(&self, tokens: &[Value]) -> impl Iterator<Item = (u64, f64)> + use<> {
+        let sum: u64 = tokens.iter().map(|id| id.as_u64().unwrap()).sum();
+        let count = if self.mode == "few-probabilities" { 20 } else { VOCAB };
+        (0..count).map(move |i| ((sum + i) % VOCAB, -(i as f64)))
+    }
+
+    /// Those of the next token, in llama.cpp's words.
+    fn likely_next(&self, stream: &mut TcpStream, body: &Value) {
+        let row = self.row(body["prompt"].as_array().unwrap());
+        let list: Vec<Value> = row.map(|(id, p)| json!({"id": id, "logprob": p})).collect();
+        let places = json!([{"id": list[0]["id"], "top_logprobs": list}]);
+        whole(stream, 200, &json!({"content": "x", "completion_probabilities": places}));
+    }
+
+    /// Those of a prompt's tokens, in vLLM's words.
+    fn likely(&self, stream: &mut TcpStream, body: &Value) {
+        let prompt = body["prompt"].as_array().unwrap();
+        let place = |at: usize| -> Value {
+            let row = self.row(&prompt[..at]);
+            row.map(|(id, p)| (id.to_string(), json!({"logprob": p}))).collect()
+        };
+        let rows: Vec<Value> =
+            (0..prompt.len()).map(|at| if at == 0 { Value::Null } else { place(at) }).collect();
+        whole(stream, 200, &json!({"choices": [{"text": "x", "prompt_logprobs": rows}]}));
+    }
+}
+
+/// A token for each byte of a text, or of a conversation, and one before them.
+fn tokens(body: &Value) -> Vec<u64> {
+    let text = ["content", "prompt"].iter().find_map(|key| body[key].as_str());
+    let text = text.map_or_else(|| rendered(body), str::to_owned);
+    [1].into_iter().chain(text.bytes().map(u64::from)).collect()
+}
+
+/// The text of such tokens.
+fn text(body: &Value) -> String {
+    let bytes = body["tokens"].as_array().unwrap().iter().skip(1);
+    String::from_utf8(bytes.map(|id| id.as_u64().unwrap() as u8).collect()).unwrap()
+}
+
+fn rendered(body: &Value) -> String {
+    let turns = body["messages"].as_array().unwrap().iter();
+    turns.map(|turn| format!("<{}>{}", turn["role"], turn["content"])).collect()
 }
 
 /// An answer in chunks, as servers stream.

@@ -7,7 +7,7 @@ use lathe_api::{Engine, Event, Finish, Flow, Request, UNKNOWN_TOKEN};
 use lathe_base::Seconds;
 
 use crate::{
-    common::{generate, request},
+    common::{generate, request, tells},
     fake,
 };
 
@@ -262,4 +262,14 @@ fn a_real_server_generates() {
     println!("{:?}\n{:?}\n{}", usages[0], ids[0], texts[0]);
     assert_eq!(ids[0], ids[1]);
     assert_eq!(texts[0], texts[1]);
+}
+
+#[test]
+fn texts_conversations_and_probabilities_are_told() {
+    tells(&start(""));
+    let older = start("older");
+    assert!(older.tokenize("a").unwrap_err().to_string().contains("(404)"));
+    let few = start("few-probabilities");
+    let error = few.scorer().unwrap().feed(&[1]).unwrap_err().to_string();
+    assert!(error.contains("cannot tell the probabilities of all 4096 tokens"), "{error}");
 }

@@ -1,11 +1,11 @@
 //! The adapter for OpenAI's interface against a server that can do everything wrong.
 
 use lathe_adapters::openai::{OpenAi, Options};
-use lathe_api::{Finish, Request, UNKNOWN_TOKEN, Usage};
+use lathe_api::{Engine, Finish, Request, UNKNOWN_TOKEN, Usage};
 use lathe_base::Seconds;
 
 use crate::{
-    common::{generate, request},
+    common::{generate, request, tells},
     fake,
 };
 
@@ -60,4 +60,13 @@ fn a_model_that_is_not_served_is_named() {
     let nobody = Options { url: "http://127.0.0.1:1".into(), ..options("") };
     let error = OpenAi::connect(&nobody).err().unwrap().to_string();
     assert!(error.contains("no answer from http://127.0.0.1:1"), "{error}");
+}
+
+#[test]
+fn texts_conversations_and_probabilities_are_told() {
+    let connect = |mode| OpenAi::connect(&options(mode)).unwrap();
+    tells(&connect(""));
+    assert!(connect("older").tokenize("a").unwrap_err().to_string().contains("(404)"));
+    let error = connect("few-probabilities").scorer().unwrap().feed(&[1]).unwrap_err().to_string();
+    assert!(error.contains("cannot tell the probabilities of all 4096 tokens"), "{error}");
 }

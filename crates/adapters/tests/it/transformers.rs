@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use lathe_adapters::transformers::{Options, Transformers};
-use lathe_api::{Engine, Event, Finish, Flow, Request, Usage};
+use lathe_api::{Engine, Event, Finish, Flow, Request, Turn, Usage};
 use lathe_base::Seconds;
 
 use crate::{common, fake};
@@ -104,4 +104,28 @@ fn what_the_worker_cannot_do_is_refused() {
     assert!(run(&options, &uneven).1.unwrap_err().contains("prompts of several lengths"));
     let strings = Request { stop_strings: vec!["x".into()], ..request(&[1]) };
     assert!(run(&options, &[strings]).1.unwrap_err().contains("stop at strings"));
+}
+
+#[test]
+fn texts_conversations_and_logits_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let ready = say(&[&READY.replace("100", "3")]);
+    // Two rows of four logits, 0 to 7, of a model with one more than the tokenizer has tokens.
+    let logits = "AAAAAAAAgD8AAABAAABAQAAAgEAAAKBAAADAQAAA4EA=";
+    let lines = format!(
+        "case \"$line\" in\n\
+         *tokenize*) echo '{{\"ids\": [3, 4]}}';;\n\
+         *render*) echo '{{\"text\": \"<user>a\"}}';;\n\
+         *) echo '{{\"logits\": \"{logits}\"}}';;\n\
+         esac"
+    );
+    let options = Options { vocab: 3, ..worker(folder.path(), &ready, &lines) };
+    let engine = Transformers::start(&options).unwrap();
+    assert_eq!(engine.tokenize("ab").unwrap(), [3, 4]);
+    assert_eq!(engine.render(&[Turn { role: "user", content: "a" }]).unwrap(), "<user>a");
+    let mut scorer = engine.scorer().unwrap();
+    assert_eq!(scorer.feed(&[1, 2]).unwrap().values, [0.0, 1.0, 2.0, 4.0, 5.0, 6.0]);
+    // Three tokens have no eight logits.
+    let error = scorer.feed(&[1]).unwrap_err().to_string();
+    assert!(error.contains("it gave 8 logits of 3 × 3"), "{error}");
 }

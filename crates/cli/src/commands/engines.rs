@@ -25,7 +25,8 @@ pub(crate) struct EnginesArgs {
 }
 
 /// Engines that are looked for without being asked for.
-const KNOWN: [&str; 5] = ["llama.cpp", "ik_llama.cpp", "onnxruntime", "transformers", "vllm"];
+pub(crate) const KNOWN: [&str; 5] =
+    ["llama.cpp", "ik_llama.cpp", "onnxruntime", "transformers", "vllm"];
 
 #[derive(Serialize)]
 struct Engine {

@@ -25,3 +25,4 @@ pub(crate) mod report;
 mod structure;
 pub(crate) mod system;
 pub(crate) mod trial;
+pub(crate) mod verify;

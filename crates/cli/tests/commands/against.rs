@@ -2,7 +2,7 @@
 #![cfg(unix)]
 
 #[path = "../../../adapters/tests/it/fake.rs"]
-mod fake;
+pub(crate) mod fake;
 
 use std::{
     fs,

@@ -9,6 +9,7 @@ mod preflight;
 mod pruned;
 mod quantize;
 mod text;
+mod verify;
 
 use std::{
     io::Write,

@@ -1,0 +1,246 @@
+//! What is asked of an engine.
+
+use lathe_api::{Engine, Error, Turn, UNKNOWN_TOKEN};
+use lathe_eval::Divergence;
+use lathe_tokens::{Message, Render, Template};
+use serde::Serialize;
+
+use super::{
+    Subject,
+    reference::{Noise, Reference, likeliest, rows, written},
+};
+use crate::commands::options::plain;
+
+/// What a check found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Outcome {
+    Same,
+    Deviates,
+    /// The engine cannot be asked, or the model has nothing to ask for.
+    Unasked,
+}
+
+/// A check with what it found.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Check {
+    pub(super) what: &'static str,
+    pub(super) outcome: Outcome,
+    /// A figure, or what differs first.
+    pub(super) words: String,
+    /// Mean KL divergence from the reference in nats, of the check of logits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kl: Option<f64>,
+}
+
+type Asks = fn(&Subject, &dyn Engine, &Reference, &Noise) -> anyhow::Result<Check>;
+
+/// All of them, in the order in which a deviation explains those that follow.
+pub(super) const ALL: [(&str, Asks); 4] =
+    [("tokens", tokens), ("template", template), ("logits", logits), ("text", text)];
+
+/// Texts that tokenizers differ in: spaces, lines, digits, accents, other scripts, symbols.
+const TEXTS: [&str; 8] = [
+    "Plain words, and a full stop.",
+    "  two spaces before,  two between ",
+    "line one\nline two\n\n\tindented\r\nend",
+    "In 1987 it cost 12,345.67 and not 0.5 %",
+    "naïve façade – “quoted” … Ærø",
+    "Привет, мир; 東京は大きい; שלום",
+    "fn f(x: &[u8]) -> Option<u8> { x.first().copied() } // ok?",
+    "🚲🌧️ e\u{301}",
+];
+
+impl Check {
+    fn new(what: &'static str, outcome: Outcome, words: String) -> Self {
+        Self { what, outcome, words, kl: None }
+    }
+}
+
+/// What cannot be asked is said so; what breaks is a deviation.
+fn refused(what: &'static str, error: Error) -> Check {
+    let outcome = match error {
+        Error::Unsupported { .. } | Error::BadRequest { .. } => Outcome::Unasked,
+        _ => Outcome::Deviates,
+    };
+    Check::new(what, outcome, error.to_string())
+}
+
+fn tokens(
+    subject: &Subject,
+    engine: &dyn Engine,
+    _: &Reference,
+    _: &Noise,
+) -> anyhow::Result<Check> {
+    const WHAT: &str = "tokens";
+    for text in TEXTS {
+        let own = plain(&subject.tokenizer, text)?;
+        let theirs = match engine.tokenize(text) {
+            Ok(ids) => ids,
+            Err(error) => return Ok(refused(WHAT, error)),
+        };
+        if own != theirs {
+            let at = first_difference(&own, &theirs);
+            let words = format!(
+                "{text:?}: token {at} is {}, not {}",
+                shown(subject, theirs.get(at)),
+                shown(subject, own.get(at))
+            );
+            return Ok(Check::new(WHAT, Outcome::Deviates, words));
+        }
+    }
+    Ok(Check::new(WHAT, Outcome::Same, format!("{} texts", TEXTS.len())))
+}
+
+fn template(
+    subject: &Subject,
+    engine: &dyn Engine,
+    _: &Reference,
+    _: &Noise,
+) -> anyhow::Result<Check> {
+    const WHAT: &str = "template";
+    let Ok(template) = Template::choose(&subject.checkpoint, &subject.tokenizer, None) else {
+        let words = "the model has no chat template".to_owned();
+        return Ok(Check::new(WHAT, Outcome::Unasked, words));
+    };
+    let turns = [
+        Turn { role: "user", content: "What is the tallest tree?" },
+        Turn { role: "assistant", content: "A redwood." },
+        Turn { role: "user", content: "  And how tall is it?\n" },
+    ];
+    let messages: Vec<Message> = turns
+        .iter()
+        .map(|turn| match turn.role {
+            "user" => Message::user(turn.content),
+            _ => Message::assistant(turn.content),
+        })
+        .collect();
+    let own = match template.prompt(&messages, &Render::reply()) {
+        Ok(prompt) => prompt.text,
+        Err(error) => {
+            let words = format!("the model's template fails: {error}");
+            return Ok(Check::new(WHAT, Outcome::Unasked, words));
+        }
+    };
+    let theirs = match engine.render(&turns) {
+        Ok(text) => text,
+        Err(error) => return Ok(refused(WHAT, error)),
+    };
+    // Some leave the first token to the tokenizer, which puts it there anyway.
+    let bos = subject.tokenizer.bos().and_then(|id| subject.tokenizer.token_text(id)).unwrap_or("");
+    let [own, theirs] = [&own, &theirs].map(|text| text.strip_prefix(bos).unwrap_or(text));
+    if own == theirs {
+        return Ok(Check::new(WHAT, Outcome::Same, "a conversation of three turns".to_owned()));
+    }
+    let [own, theirs] = [own, theirs].map(|text| text.chars().collect::<Vec<_>>());
+    let at = first_difference(&own, &theirs);
+    let around =
+        |text: &[char]| -> String { text.iter().skip(at.saturating_sub(8)).take(24).collect() };
+    let words = format!("at character {at}: {:?}, not {:?}", around(&theirs), around(&own));
+    Ok(Check::new(WHAT, Outcome::Deviates, words))
+}
+
+fn logits(
+    subject: &Subject,
+    engine: &dyn Engine,
+    reference: &Reference,
+    noise: &Noise,
+) -> anyhow::Result<Check> {
+    const WHAT: &str = "logits";
+    let mut between = Divergence::default();
+    let (mut all, mut agreed, mut first) = (Vec::new(), 0, None);
+    for (number, probe) in reference.probes.iter().enumerate() {
+        let found = match rows(engine, &probe.tokens) {
+            Ok(rows) => rows,
+            Err(error) => return Ok(refused(WHAT, error)),
+        };
+        if found.len() != probe.rows.len() {
+            let words = format!("{} rows of logits, not {}", found.len(), probe.rows.len());
+            return Ok(Check::new(WHAT, Outcome::Deviates, words));
+        }
+        for (at, (exact, found)) in probe.rows.iter().zip(&found).enumerate() {
+            let exact = &exact[..subject.vocab.min(exact.len())];
+            let Some(kl) = between.between(exact, &found[..exact.len().min(found.len())]) else {
+                let words = format!("no probabilities at position {at} of text {}", number + 1);
+                return Ok(Check::new(WHAT, Outcome::Deviates, words));
+            };
+            agreed += usize::from(likeliest(exact)[0] == likeliest(found)[0]);
+            if kl > noise.limit() && first.is_none() {
+                first = Some((number, at, kl));
+            }
+            all.push(kl);
+        }
+    }
+    let mean = all.iter().sum::<f64>() / all.len().max(1) as f64;
+    let outcome = if mean > noise.limit() { Outcome::Deviates } else { Outcome::Same };
+    let mut words =
+        format!("KL {mean:.1e} nats, the likeliest token the same at {agreed} of {}", all.len());
+    if let (Outcome::Deviates, Some((number, at, kl))) = (outcome, first) {
+        words += &format!("; first at position {at} of text {}, with {kl:.1e}", number + 1);
+    }
+    Ok(Check { kl: Some(mean), ..Check::new(WHAT, outcome, words) })
+}
+
+fn text(
+    subject: &Subject,
+    engine: &dyn Engine,
+    reference: &Reference,
+    noise: &Noise,
+) -> anyhow::Result<Check> {
+    const WHAT: &str = "text";
+    let (mut same, mut ties) = (0, Vec::new());
+    for (number, text) in reference.texts.iter().enumerate() {
+        let theirs = match written(engine, &text.request) {
+            Ok(ids) => ids,
+            Err(error) => return Ok(refused(WHAT, error)),
+        };
+        if theirs.contains(&UNKNOWN_TOKEN) {
+            let words = "it does not tell which tokens it writes".to_owned();
+            return Ok(Check::new(WHAT, Outcome::Unasked, words));
+        }
+        if theirs == text.tokens {
+            same += 1;
+            continue;
+        }
+        let at = first_difference(&text.tokens, &theirs);
+        let before: Vec<u32> =
+            text.request.prompt.iter().chain(&text.tokens[..at]).copied().collect();
+        let (own, other) = (text.tokens.get(at).copied(), theirs.get(at).copied());
+        // Where a text ends, the token that ended it is not told.
+        let lead = match (own, other) {
+            (Some(own), Some(other)) => Some(reference.lead(&before, own, other)?),
+            _ => None,
+        };
+        // Both may be off, in either direction.
+        match lead.filter(|lead| *lead <= 2.0 * noise.gap) {
+            Some(lead) => ties.push(format!("{lead:.0e} nats after {at} tokens")),
+            None => {
+                let lead = lead.map(|lead| format!(", {lead:.1e} nats less likely"));
+                let words = format!(
+                    "text {}: token {at} is {}, not {}{}",
+                    number + 1,
+                    shown(subject, other.as_ref()),
+                    shown(subject, own.as_ref()),
+                    lead.unwrap_or_default()
+                );
+                return Ok(Check::new(WHAT, Outcome::Deviates, words));
+            }
+        }
+    }
+    let mut words = format!("{same} of {} the same", reference.texts.len());
+    if !ties.is_empty() {
+        words += &format!(", the others up to a tie: {}", ties.join(", "));
+    }
+    Ok(Check::new(WHAT, Outcome::Same, words))
+}
+
+fn first_difference<T: PartialEq>(a: &[T], b: &[T]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+fn shown(subject: &Subject, id: Option<&u32>) -> String {
+    match id {
+        Some(id) => format!("{id} ({:?})", subject.tokenizer.decode_with(&[*id], false)),
+        None => "the end".to_owned(),
+    }
+}

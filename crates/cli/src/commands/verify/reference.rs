@@ -1,0 +1,208 @@
+//! What engines are held against: Lathe's own, computing exactly, and how far its other arithmetics
+//! are from that.
+
+use lathe_api::{Engine, Event, Flow, Request, Sampling};
+use lathe_base::Progress;
+use lathe_engine::Native;
+use lathe_eval::Divergence;
+use lathe_optimize::{EngineOrder, Precision};
+use serde::Serialize;
+
+use super::{Subject, VerifyArgs};
+use crate::{commands::options::plain, open};
+
+/// Texts whose tokens' probabilities are compared.
+const PROBES: [&str; 2] = [
+    "The harbour was quiet when the last boat came in, and nobody asked where it had been.",
+    "def mean(values):\n    total = sum(values)\n    return total / len(values)\n",
+];
+
+/// What is written on from.
+const PROMPTS: [&str; 3] =
+    ["The old clock in the hall", "Three things to know about rivers:", "import json\n\ndef read("];
+
+/// Tokens of a probe or prompt at most, and those that there must be room for.
+pub(super) const LONGEST: usize = 48;
+pub(super) const SHORTEST: usize = 8;
+
+/// The exact engine with its answers.
+pub(super) struct Reference {
+    pub(super) native: Native,
+    pub(super) probes: Vec<Probe>,
+    pub(super) texts: Vec<Text>,
+}
+
+/// A sequence and the logits after each of its tokens.
+pub(super) struct Probe {
+    pub(super) tokens: Vec<u32>,
+    pub(super) rows: Vec<Vec<f32>>,
+}
+
+/// What is written after a prompt when the likeliest token is always taken.
+pub(super) struct Text {
+    pub(super) request: Request,
+    pub(super) tokens: Vec<u32>,
+}
+
+/// How far Lathe's own arithmetics are from the exact one.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Noise {
+    /// Mean KL divergence of predictions, in nats, with the usual arithmetic (f16 KV cache).
+    pub(super) fast: f64,
+    /// The same with weights, activations and logits rounded to bfloat16.
+    pub(super) bf16: f64,
+    /// By how much the logarithms of the two likeliest tokens' probabilities differ at most.
+    pub(super) gap: f64,
+}
+
+impl Noise {
+    /// Above it a divergence is more than arithmetic.
+    pub(super) fn limit(&self) -> f64 {
+        /// Other arithmetics round elsewhere, and attention in other types; wrong positions,
+        /// scales or layers are off by thousands of times the noise.
+        const TIMES: f64 = 10.0;
+        /// What f32 sums in another order are off by.
+        const LEAST: f64 = 1e-8;
+        TIMES * self.fast.max(self.bf16).max(LEAST)
+    }
+}
+
+impl Reference {
+    pub(super) fn new(subject: &Subject, args: &VerifyArgs) -> anyhow::Result<Self> {
+        let native = native(subject, args, Precision::Exact, "f32")?;
+        let cut = |text: &str| -> anyhow::Result<Vec<u32>> {
+            let mut tokens = plain(&subject.tokenizer, text)?;
+            tokens.truncate(LONGEST.min(subject.context - args.tokens - 2));
+            Ok(tokens)
+        };
+        let mut probes = Vec::new();
+        for text in PROBES {
+            let tokens = cut(text)?;
+            let rows = rows(&native, &tokens)?;
+            probes.push(Probe { tokens, rows });
+        }
+        let mut texts = Vec::new();
+        for prompt in PROMPTS {
+            let request = Request {
+                prompt: cut(prompt)?,
+                max_tokens: args.tokens,
+                sampling: Sampling::default(),
+                stop_tokens: subject.tokenizer.stop_tokens().to_vec(),
+                stop_strings: Vec::new(),
+                ignore_stop: false,
+                grammar: None,
+            };
+            let tokens = written(&native, &request)?;
+            texts.push(Text { request, tokens });
+        }
+        Ok(Self { native, probes, texts })
+    }
+
+    /// Measures it with the other arithmetics, one loaded after the other.
+    pub(super) fn noise(
+        &self,
+        subject: &Subject,
+        args: &VerifyArgs,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Noise> {
+        let mut noise = Noise { fast: 0.0, bf16: 0.0, gap: 0.0 };
+        for (precision, kv) in [(Precision::Fast, "f16"), (Precision::Bf16, "f32")] {
+            progress.check()?;
+            progress.at("how far Lathe's own arithmetics differ", 0, 0);
+            let native = native(subject, args, precision, kv)?;
+            let mut between = Divergence::default();
+            let mut all = Vec::new();
+            for probe in &self.probes {
+                for (exact, found) in probe.rows.iter().zip(rows(&native, &probe.tokens)?) {
+                    all.extend(between.between(exact, &found));
+                    let [first, second] = likeliest(exact);
+                    for id in [first, second] {
+                        let differs = log_prob(exact, id) - log_prob(&found, id);
+                        noise.gap = noise.gap.max(differs.abs());
+                    }
+                }
+            }
+            let mean = all.iter().sum::<f64>() / all.len().max(1) as f64;
+            match precision {
+                Precision::Bf16 => noise.bf16 = mean,
+                Precision::Fast | Precision::Exact => noise.fast = mean,
+            }
+        }
+        Ok(noise)
+    }
+
+    /// By how much the exact logarithm of one token's probability is above another's, after a text.
+    pub(super) fn lead(&self, text: &[u32], of: u32, over: u32) -> anyhow::Result<f64> {
+        let rows = rows(&self.native, text)?;
+        let last = rows.last().map(Vec::as_slice).unwrap_or_default();
+        Ok(log_prob(last, of) - log_prob(last, over))
+    }
+}
+
+fn native(
+    subject: &Subject,
+    args: &VerifyArgs,
+    precision: Precision,
+    kv: &str,
+) -> anyhow::Result<Native> {
+    let order = args.engine.order(&subject.checkpoint, subject.context);
+    open::native(&subject.checkpoint, &EngineOrder { precision, kv: kv.to_owned(), ..order })
+}
+
+/// The logits after each token, as far as there are tokens for them.
+pub(super) fn rows(engine: &dyn Engine, tokens: &[u32]) -> Result<Vec<Vec<f32>>, lathe_api::Error> {
+    let mut scorer = engine.scorer()?;
+    let logits = scorer.feed(tokens)?;
+    Ok(logits.rows().map(<[f32]>::to_vec).collect())
+}
+
+/// The tokens that an engine writes.
+pub(super) fn written(
+    engine: &dyn Engine,
+    request: &Request,
+) -> Result<Vec<u32>, lathe_api::Error> {
+    let mut ids = Vec::new();
+    engine.generate(request, &mut |event| {
+        if let Event::Token { id, .. } = event {
+            ids.push(id);
+        }
+        Flow::Continue
+    })?;
+    Ok(ids)
+}
+
+/// The logarithm of a token's probability, in nats.
+fn log_prob(row: &[f32], id: u32) -> f64 {
+    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = row.iter().map(|logit| f64::from(logit - top).exp()).sum();
+    row.get(id as usize).map_or(f64::NEG_INFINITY, |logit| f64::from(logit - top) - sum.ln())
+}
+
+/// The likeliest token and the next.
+pub(super) fn likeliest(row: &[f32]) -> [u32; 2] {
+    let mut best = [(0, f32::NEG_INFINITY); 2];
+    for (id, logit) in (0..).zip(row) {
+        if *logit > best[0].1 {
+            best = [(id, *logit), best[0]];
+        } else if *logit > best[1].1 {
+            best[1] = (id, *logit);
+        }
+    }
+    best.map(|(id, _)| id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probabilities_and_the_likeliest_two_are_those_of_a_row() {
+        let row = [1.0, 3.0, f32::NEG_INFINITY, 2.0];
+        assert_eq!(likeliest(&row), [1, 3]);
+        assert_eq!(likeliest(&[5.0, 4.0, 6.0]), [2, 0]);
+        let sum: f64 = (0..4).map(|id| log_prob(&row, id).exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-12, "{sum}");
+        assert!((log_prob(&row, 1) - log_prob(&row, 3) - 1.0).abs() < 1e-12);
+        assert_eq!(log_prob(&row, 9), f64::NEG_INFINITY);
+    }
+}
