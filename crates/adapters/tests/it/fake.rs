@@ -8,9 +8,8 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::exit,
+    process::{Command, Stdio, exit},
     thread,
     time::{Duration, Instant},
 };
@@ -49,10 +48,16 @@ pub(crate) fn program(folder: &Path, test: &str) -> PathBuf {
 pub(crate) fn executable(folder: &Path, name: &str, script: &str) -> PathBuf {
     let path = folder.join(name);
     // Renamed into place: a file that is still open for writing cannot be executed.
-    let new = folder.join("new");
-    fs::write(&new, script).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(&new, &path).unwrap();
+    // By a process of its own: a file that this one has open for writing is open in whatever other
+    // tests start meanwhile too, and cannot be executed.
+    let mut writer = Command::new("sh")
+        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+        .arg(&path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    writer.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success());
     path
 }
 
