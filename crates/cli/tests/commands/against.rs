@@ -211,8 +211,8 @@ fn engines_that_are_not_there_are_named() {
     };
     let missing = fails(&["--against", "ik_llama.cpp"]);
     assert!(missing.contains("--engine-path ik_llama.cpp=PATH or LATHE_IK_LLAMA_CPP"), "{missing}");
-    let later = fails(&["--against", "onnxruntime"]);
-    assert!(later.contains("cannot write ONNX files yet"), "{later}");
+    let later = fails(&["--against", "mistral.rs"]);
+    assert!(later.contains("there is no adapter for it yet"), "{later}");
     let nowhere = fails(&["--against", "llama.cpp", "--engine-path", "llama.cpp=/nowhere"]);
     assert!(nowhere.contains("there is no llama-server at /nowhere"), "{nowhere}");
     let other = fails(&["--against", "llama.cpp", "--engine-path", "llama.cpp=/bin/ls"]);
