@@ -14,7 +14,7 @@ pub struct Level {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Where throughput over mean latency is greatest: beyond it, more load buys more waiting than
-    /// throughput (Kleinrock's *power*, 1979).
+    /// throughput (Kleinrock's *power*, 1979). Not known where it is the greatest load of all.
     pub knee: Option<usize>,
     /// The most output tokens a second.
     pub peak: Option<usize>,
@@ -50,8 +50,11 @@ pub fn summary(levels: &[Level], wanted: f64) -> Summary {
     // What is met above a load that fails is luck.
     let below = |level: &&Level| fails.is_none_or(|f| load(&level.pattern) < load(&f.pattern));
     let meets = levels.iter().filter(judged(Verdict::Meets)).filter(below).max_by(by_load);
+    let has_more = |knee: &usize| {
+        levels.iter().any(|level| load(&level.pattern) > load(&levels[*knee].pattern))
+    };
     Summary {
-        knee: if levels.len() > 2 { best(&power) } else { None },
+        knee: if levels.len() > 2 { best(&power).filter(has_more) } else { None },
         peak: best(&rate),
         meets: meets.and_then(index),
         fails: fails.and_then(index),
@@ -106,6 +109,8 @@ mod tests {
         assert_eq!((found.knee, found.meets, found.fails), (Some(2), Some(2), Some(3)));
         assert_eq!(found.peak, Some(3));
         assert_eq!(summary(&levels[..1], 0.9).knee, None);
+        // Throughput over latency still grows: the knee is not reached.
+        assert_eq!(summary(&levels[..3], 0.9).knee, None);
     }
 
     #[test]
