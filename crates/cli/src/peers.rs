@@ -152,6 +152,11 @@ impl Peer {
         !matches!(self.kind, Kind::Url(_))
     }
 
+    /// Whether those may be a folder in Hugging Face's layout.
+    pub(crate) fn reads_folders(&self) -> bool {
+        !matches!(self.kind, Kind::Url(_) | Kind::LlamaServer(_))
+    }
+
     /// Where the engine is, and which version it is.
     pub(crate) fn place(&self) -> (String, String) {
         let at = |path: &Path, version: &str| (path.display().to_string(), version.to_owned());
@@ -416,7 +421,7 @@ fn variable(name: &str) -> String {
 }
 
 /// Where a user's engines lie: `lathe/engines` in the folder for data.
-fn engines_folder() -> Option<PathBuf> {
+pub(crate) fn engines_folder() -> Option<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")))?;
     Some(data.join("lathe/engines"))

@@ -12,6 +12,13 @@ pub struct Gpu {
     pub compute: Option<(i32, i32)>,
 }
 
+impl Gpu {
+    /// Those of this machine.
+    pub fn here() -> Vec<Self> {
+        list().0
+    }
+}
+
 /// The GPUs here, and where there are none, why.
 pub(crate) fn list() -> (Vec<Gpu>, Option<String>) {
     match Nvml::init().and_then(|nvml| read(&nvml)) {

@@ -106,7 +106,7 @@ mod tests {
             level(7.0, 2.0, 100),
         ];
         let found = summary(&levels, 0.9);
-        assert_eq!((found.knee, found.meets, found.fails), (Some(2), Some(2), Some(3)));
+        assert_eq!((found.knee, found.meets, found.fails), (Some(4), Some(4), Some(3)));
         assert_eq!(found.peak, Some(3));
         assert_eq!(summary(&levels[..1], 0.9).knee, None);
         // Throughput over latency still grows: the knee is not reached.

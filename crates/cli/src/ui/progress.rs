@@ -103,7 +103,10 @@ impl Progress for Bar {
         self.bar.set_message(format!("{what}{left}"));
         if !self.terminal && !self.quiet && pace.last.elapsed() >= LINE_EVERY {
             pace.last = Instant::now();
-            eprintln!("{what} ({done} of {total}{left})");
+            match total {
+                0 => eprintln!("{what}"),
+                _ => eprintln!("{what} ({done} of {total}{left})"),
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod against;
 mod bad_inputs;
+mod engines;
 mod inspect;
 mod measuring;
 mod memory;

@@ -72,8 +72,8 @@ pub(crate) struct BenchArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Other engines")]
 struct PeerArgs {
-    /// Run every model on this engine too, on the same files and prompts: llama.cpp, transformers,
-    /// vllm; or by --engine-path any llama-server or OpenAI-compatible server under a name of your
+    /// Run every model on this engine too, on the same files and prompts: llama.cpp, onnxruntime,
+    /// transformers, vllm; or by --engine-path any llama-server or OpenAI-compatible server under a name of your
     /// own. May be given several times
     #[arg(long, value_name = "ENGINE", value_delimiter = ',')]
     against: Vec<String>,

@@ -1,4 +1,6 @@
-use clap::Args;
+mod install;
+
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::{
@@ -10,9 +12,11 @@ use crate::{
 
 /// Options of `lathe engines`.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Examples:
   lathe engines
   lathe engines --engine-path ik_llama.cpp=../ik_llama.cpp/build
+  lathe engines install onnxruntime
   lathe engines --json
 
 An engine is looked for where --engine-path says, where its variable does (LATHE_LLAMA_CPP), in the
@@ -22,6 +26,16 @@ pub(crate) struct EnginesArgs {
     /// Where an engine's program or folder is. May be given several times
     #[arg(long, value_name = "ENGINE=PATH", value_parser = named)]
     engine_path: Vec<(String, String)>,
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Set an engine up in an environment of its own
+    Install(install::InstallArgs),
+    /// Take away what was installed
+    Remove(install::RemoveArgs),
 }
 
 /// Engines that are looked for without being asked for.
@@ -39,6 +53,11 @@ struct Engine {
 }
 
 pub(crate) fn run(args: &EnginesArgs, global: &Global) -> anyhow::Result<Ended> {
+    match &args.action {
+        Some(Action::Install(install)) => return install::install(install, global),
+        Some(Action::Remove(remove)) => return install::uninstall(remove),
+        None => {}
+    }
     let mut names: Vec<&str> = KNOWN.to_vec();
     names.extend(args.engine_path.iter().map(|(name, _)| name.as_str()));
     let mut seen: Vec<&str> = Vec::new();
