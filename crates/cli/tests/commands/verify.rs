@@ -51,6 +51,13 @@ fn what_cannot_be_verified_is_told() {
     let words = ["verify", text(&model), "--engines", "llama.cpp", "--engine-path", &missing];
     let error = stderr(&run(&words));
     assert!(error.contains("there is no llama-server at"), "{error}");
+    let server = format!("llama.cpp={}", fake::program(folder.path(), "against::serve").display());
+    let words = ["verify", text(&model), "--engines", "llama.cpp", "--engine-path", &server];
+    let error = stderr(&run(&words));
+    assert!(
+        error.contains("no engine that reads these files") && error.contains("gguf"),
+        "{error}"
+    );
     let error = stderr(&run(&["verify", text(&model), "--engines", "native"]));
     assert!(error.contains("--engines native"), "{error}");
 }

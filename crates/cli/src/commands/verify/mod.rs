@@ -67,6 +67,8 @@ struct Verified {
     reference: String,
     noise: Noise,
     engines: Vec<Asked>,
+    /// Engines that do not read these files, with the reason.
+    left_out: Vec<(String, String)>,
 }
 
 /// What an engine answered.
@@ -98,7 +100,7 @@ struct Subject {
 pub(crate) fn run(args: &VerifyArgs, global: &Global) -> anyhow::Result<Ended> {
     let bar = ui::Bar::new(global.quiet);
     let subject = Subject::open(args, &bar)?;
-    let peers = subject.peers(args)?;
+    let (peers, left_out) = subject.peers(args)?;
     bar.at("Lathe's own engine, exactly", 0, 0);
     let reference = Reference::new(&subject, args)?;
     let noise = reference.noise(&subject, args, &bar)?;
@@ -111,7 +113,8 @@ pub(crate) fn run(args: &VerifyArgs, global: &Global) -> anyhow::Result<Ended> {
     bar.clear();
     let reference =
         "native, exact (f32 arithmetic on the decoded weights, f32 KV cache)".to_owned();
-    let found = Verified { model: args.model.clone(), reference, noise, engines };
+    let model = args.model.clone();
+    let found = Verified { model, reference, noise, engines, left_out };
     if global.json {
         ui::json(&found)?;
     } else {
@@ -140,37 +143,45 @@ impl Subject {
         Ok(Self { checkpoint, model, tokenizer, vocab, context })
     }
 
-    /// The engines asked for; else those that are here and take these files.
-    fn peers(&self, args: &VerifyArgs) -> anyhow::Result<Vec<Peer>> {
+    /// The engines asked for, else those that are here; and those of them that do not read these
+    /// files, with the reason.
+    fn peers(&self, args: &VerifyArgs) -> anyhow::Result<(Vec<Peer>, Vec<(String, String)>)> {
         let paths = args.engine_path.clone();
         let places = Places { paths, arguments: args.engine_args.clone() };
-        let artifact = loading::stored(&self.model, &self.checkpoint);
         let find = |name: &str| -> anyhow::Result<Peer> {
-            let peer = Peer::find(name, &places).map_err(|why| {
+            Peer::find(name, &places).map_err(|why| {
                 anyhow::anyhow!(format!("{why:#}").replace("--against", "--engines"))
-            })?;
-            match peer.refuses(&artifact) {
-                Some(why) => bail!("--engines {name}: {why}"),
-                None => Ok(peer),
-            }
+            })
         };
-        if !args.engines.is_empty() {
-            return args.engines.iter().map(|name| find(name)).collect();
-        }
-        let mut names: Vec<&str> = KNOWN.to_vec();
-        for (name, _) in &args.engine_path {
-            if !names.contains(&name.as_str()) {
-                names.push(name);
+        let found: Vec<Peer> = if args.engines.is_empty() {
+            let mut names: Vec<&str> = KNOWN.to_vec();
+            for (name, _) in &args.engine_path {
+                if !names.contains(&name.as_str()) {
+                    names.push(name);
+                }
+            }
+            names.into_iter().filter_map(|name| find(name).ok()).collect()
+        } else {
+            args.engines.iter().map(|name| find(name)).collect::<anyhow::Result<_>>()?
+        };
+        let artifact = loading::stored(&self.model, &self.checkpoint);
+        let (mut peers, mut left_out) = (Vec::new(), Vec::new());
+        for peer in found {
+            match peer.refuses(&artifact) {
+                Some(why) => left_out.push((peer.name, why)),
+                None => peers.push(peer),
             }
         }
-        let found: Vec<Peer> = names.into_iter().filter_map(|name| find(name).ok()).collect();
-        if found.is_empty() {
+        if peers.is_empty() {
+            let why: Vec<String> =
+                left_out.iter().map(|(name, why)| format!("; {name}: {why}")).collect();
             bail!(
                 "no engine that reads these files was found: `lathe engines` lists what is here, \
-                 --engine-path NAME=PATH says where one is"
+                 --engine-path NAME=PATH says where one is{}",
+                why.concat()
             );
         }
-        Ok(found)
+        Ok((peers, left_out))
     }
 
     /// Starts an engine and asks it everything. An engine that breaks says so in its place.

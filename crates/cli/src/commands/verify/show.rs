@@ -36,6 +36,9 @@ pub(super) fn text(found: &Verified) -> String {
             text += &format!("  {:9} {}\n", check.what, check.words);
         }
     }
+    for (name, why) in &found.left_out {
+        text += &format!("\n{} is left out: {why}\n", ui::bold(name));
+    }
     let noise = &found.noise;
     text += &ui::dim(&format!(
         "\nAgainst {}.\nNoise: KL {:.1e} nats with Lathe's usual arithmetic, {:.1e} in bfloat16; \
