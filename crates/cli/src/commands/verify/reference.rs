@@ -42,6 +42,7 @@ pub(super) struct Probe {
 pub(super) struct Text {
     pub(super) request: Request,
     pub(super) tokens: Vec<u32>,
+    pub(super) text: String,
 }
 
 /// How far Lathe's own arithmetics are from the exact one.
@@ -92,8 +93,8 @@ impl Reference {
                 ignore_stop: false,
                 grammar: None,
             };
-            let tokens = written(&native, &request)?;
-            texts.push(Text { request, tokens });
+            let (tokens, text) = written(&native, &request)?;
+            texts.push(Text { request, tokens, text });
         }
         Ok(Self { native, probes, texts })
     }
@@ -156,19 +157,20 @@ pub(super) fn rows(engine: &dyn Engine, tokens: &[u32]) -> Result<Vec<Vec<f32>>,
     Ok(logits.rows().map(<[f32]>::to_vec).collect())
 }
 
-/// The tokens that an engine writes.
+/// The tokens that an engine writes, and their text as it tells it.
 pub(super) fn written(
     engine: &dyn Engine,
     request: &Request,
-) -> Result<Vec<u32>, lathe_api::Error> {
-    let mut ids = Vec::new();
+) -> Result<(Vec<u32>, String), lathe_api::Error> {
+    let (mut ids, mut all) = (Vec::new(), String::new());
     engine.generate(request, &mut |event| {
-        if let Event::Token { id, .. } = event {
+        if let Event::Token { id, text } = event {
             ids.push(id);
+            all.push_str(text);
         }
         Flow::Continue
     })?;
-    Ok(ids)
+    Ok((ids, all))
 }
 
 /// The logarithm of a token's probability, in nats.
