@@ -63,6 +63,19 @@ pub trait Engine: Send + Sync {
         })
     }
 
+    /// Some rows of a matrix as the engine multiplies with them, \[rows, cols\]: whatever it is coded
+    /// in, as numbers. `module` is the matrix's name in Hugging Face's layout, without `.weight`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the engine cannot be asked.
+    fn weights(&self, module: &str, rows: std::ops::Range<usize>) -> Result<Vec<f32>, Error> {
+        let (_, _) = (module, rows);
+        Err(Error::Unsupported {
+            engine: self.info().engine.clone(),
+            what: "tell the weights that it multiplies with".to_owned(),
+        })
+    }
+
     /// Opens a sequence whose logits can be read position by position.
     ///
     /// # Errors

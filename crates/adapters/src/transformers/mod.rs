@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     io::{BufRead, BufReader, Write},
+    ops::Range,
     path::{Path, PathBuf},
     process::{ChildStdin, ChildStdout},
     sync::{Mutex, PoisonError, mpsc},
@@ -186,6 +187,14 @@ impl Transformers {
             .map_err(|error| self.failed(self.server.ended_soon().unwrap_or(error.to_string())))
     }
 
+    /// Numbers in base64.
+    fn numbers(&self, coded: &Value) -> Result<Vec<f32>, Error> {
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(coded.as_str().unwrap_or_default())
+            .map_err(|error| self.failed(format!("its numbers are no base64: {error}")))?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+
     fn failed(&self, why: String) -> Error {
         Error::Failed { engine: self.info.engine.clone(), why }
     }
@@ -311,6 +320,11 @@ impl Engine for Transformers {
         text.ok_or_else(|| self.failed(format!("it answered without a text: {answer:.200}")))
     }
 
+    fn weights(&self, module: &str, rows: Range<usize>) -> Result<Vec<f32>, Error> {
+        let answer = self.ask(&json!({ "weights": module, "rows": [rows.start, rows.end] }))?;
+        self.numbers(&answer["weights"])
+    }
+
     fn scorer(&self) -> Result<Box<dyn Scorer + '_>, Error> {
         Ok(Box::new(Sequence { engine: self, tokens: Vec::new() }))
     }
@@ -332,12 +346,7 @@ impl Scorer for Sequence<'_> {
         }
         self.tokens.extend_from_slice(tokens);
         let answer = engine.ask(&json!({ "score": self.tokens }))?;
-        let coded = answer["logits"].as_str().unwrap_or_default();
-        let bytes = base64::engine::general_purpose::STANDARD
-            .decode(coded)
-            .map_err(|error| engine.failed(format!("its logits are no base64: {error}")))?;
-        let all: Vec<f32> =
-            bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let all = engine.numbers(&answer["logits"])?;
         // Some models have more logits than the tokenizer has tokens.
         let width = all.len() / self.tokens.len().max(1);
         if width < vocab || all.len() != width * self.tokens.len() {

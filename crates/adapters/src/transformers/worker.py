@@ -7,6 +7,8 @@ Out: {"ready": {"version", "vocab", "context", "bytes", "dtype"}}, then for each
      {"tokens": [id, ...]} for each step (null for a prompt that has ended) and {"done": true},
      or {"error": "..."}.
 Also in: {"score": [id, ...]}     out: {"logits": base64 of little-endian f32, [T, V]}
+         {"weights": "module", "rows": [first, end]}
+                                  out: {"weights": base64 of little-endian f32, [rows, cols]}
          {"tokenize": "text"}     out: {"ids": [id, ...]}
          {"render": [{"role", "content"}, ...]}   out: {"text": "..."}
 Ends with its stdin.
@@ -86,10 +88,21 @@ def main():
             streamer=Steps(),
         )
 
+    def coded(tensor):
+        data = tensor.float().contiguous().numpy().astype("<f4", copy=False).tobytes()
+        return base64.b64encode(data).decode("ascii")
+
     def score(ids):
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0].float().contiguous()
-        data = logits.numpy().astype("<f4", copy=False).tobytes()
-        say(logits=base64.b64encode(data).decode("ascii"))
+        say(logits=coded(model(torch.tensor([ids]), use_cache=False).logits[0]))
+
+    def weights(name, first, end):
+        # Some kinds of linear get their weights with the first pass.
+        model(torch.tensor([[0]]), use_cache=False)
+        # What identity becomes: the weights of any kind of linear, as it multiplies with them.
+        linear = model.get_submodule(name)
+        one = torch.eye(linear.in_features, dtype=model.dtype)
+        zero = torch.zeros(1, linear.in_features, dtype=model.dtype)
+        say(weights=coded((linear(one) - linear(zero))[:, first:end].T))
 
     loaded = []
 
@@ -103,6 +116,8 @@ def main():
     def answer(order):
         if "score" in order:
             score(order["score"])
+        elif "weights" in order:
+            weights(order["weights"], *order["rows"])
         elif "tokenize" in order:
             say(ids=tokenizer()(order["tokenize"])["input_ids"])
         elif "render" in order:

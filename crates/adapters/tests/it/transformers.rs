@@ -115,6 +115,7 @@ fn texts_conversations_and_logits_are_told() {
     let lines = format!(
         "case \"$line\" in\n\
          *tokenize*) echo '{{\"ids\": [3, 4]}}';;\n\
+         *weights*) echo '{{\"weights\": \"AAAAQAAAQEA=\"}}';;\n\
          *render*) echo '{{\"text\": \"<user>a\"}}';;\n\
          *) echo '{{\"logits\": \"{logits}\"}}';;\n\
          esac"
@@ -123,6 +124,7 @@ fn texts_conversations_and_logits_are_told() {
     let engine = Transformers::start(&options).unwrap();
     assert_eq!(engine.tokenize("ab").unwrap(), [3, 4]);
     assert_eq!(engine.render(&[Turn { role: "user", content: "a" }]).unwrap(), "<user>a");
+    assert_eq!(engine.weights("model.layers.0.mlp.up_proj", 0..1).unwrap(), [2.0, 3.0]);
     let mut scorer = engine.scorer().unwrap();
     assert_eq!(scorer.feed(&[1, 2]).unwrap().values, [0.0, 1.0, 2.0, 4.0, 5.0, 6.0]);
     // Three tokens have no eight logits.

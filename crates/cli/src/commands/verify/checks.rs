@@ -2,6 +2,8 @@
 
 use lathe_api::{Engine, Error, Turn, UNKNOWN_TOKEN};
 use lathe_eval::Divergence;
+use lathe_kernels::{Matrix, Pool, Precision};
+use lathe_models::{Located, Role};
 use lathe_tokens::{Message, Render, Template};
 use serde::Serialize;
 
@@ -36,8 +38,13 @@ pub(super) struct Check {
 type Asks = fn(&Subject, &dyn Engine, &Reference, &Noise) -> anyhow::Result<Check>;
 
 /// All of them, in the order in which a deviation explains those that follow.
-pub(super) const ALL: [(&str, Asks); 4] =
-    [("tokens", tokens), ("template", template), ("logits", logits), ("text", text)];
+pub(super) const ALL: [(&str, Asks); 5] = [
+    ("tokens", tokens),
+    ("template", template),
+    ("weights", weights),
+    ("logits", logits),
+    ("text", text),
+];
 
 /// Texts that tokenizers differ in: spaces, lines, digits, accents, other scripts, symbols.
 const TEXTS: [&str; 8] = [
@@ -138,6 +145,71 @@ fn template(
         |text: &[char]| -> String { text.iter().skip(at.saturating_sub(8)).take(24).collect() };
     let words = format!("at character {at}: {:?}, not {:?}", around(&theirs), around(&own));
     Ok(Check::new(WHAT, Outcome::Deviates, words))
+}
+
+/// Some rows of some matrices, decoded by the engine and by us.
+fn weights(
+    subject: &Subject,
+    engine: &dyn Engine,
+    _: &Reference,
+    _: &Noise,
+) -> anyhow::Result<Check> {
+    const WHAT: &str = "weights";
+    /// Of the largest weight of a row: engines decode into the type that they compute in, and
+    /// bfloat16 has eight bits.
+    const ALLOWED: f32 = 1.0 / 128.0;
+    let (mut worst, mut looked_at) = (0f32, 0);
+    for located in sampled(subject) {
+        let name = &located.tensor.name;
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let first = located.tensor.rows.as_ref().map_or(0, |rows| rows.start);
+        let count = located.weight.rows.min(ROWS);
+        let theirs = match engine.weights(module, first..first + count) {
+            Ok(weights) => weights,
+            Err(error) => return Ok(refused(WHAT, error)),
+        };
+        let blocks = subject.model.load(&subject.checkpoint, located)?;
+        let own = Matrix::in_place(blocks, Precision::Exact, &Pool::new(1));
+        if theirs.len() != count * own.cols() {
+            let words = format!("{name}: {} weights, not {count} × {}", theirs.len(), own.cols());
+            return Ok(Check::new(WHAT, Outcome::Deviates, words));
+        }
+        let mut row = vec![0.0; own.cols()];
+        for (r, theirs) in theirs.chunks_exact(own.cols().max(1)).enumerate() {
+            own.decode_row(r, &mut row);
+            let largest = row.iter().fold(f32::MIN_POSITIVE, |most, w| most.max(w.abs()));
+            for (col, (own, theirs)) in row.iter().zip(theirs).enumerate() {
+                let off = (own - theirs).abs() / largest;
+                // NaN is no weight.
+                if off.is_nan() || off > ALLOWED {
+                    let words = format!("{name}: row {r}, column {col} is {theirs:e}, not {own:e}");
+                    return Ok(Check::new(WHAT, Outcome::Deviates, words));
+                }
+                worst = worst.max(off);
+            }
+        }
+        looked_at += 1;
+    }
+    let words =
+        format!("rows of {looked_at} matrices, off by {worst:.0e} of a row's largest at most");
+    Ok(Check::new(WHAT, Outcome::Same, words))
+}
+
+/// Rows of a matrix that are looked at, and matrices.
+const ROWS: usize = 32;
+const MATRICES: usize = 8;
+
+/// Matrices of layers, spread over the model; those of experts are not modules of their own.
+fn sampled(subject: &Subject) -> Vec<&Located> {
+    let linear = |located: &&Located| {
+        located.weight.rows > 1
+            && located.tensor.name.ends_with(".weight")
+            && matches!(located.weight.role, Role::Layer(..))
+    };
+    let all: Vec<&Located> = subject.model.weights.iter().filter(linear).collect();
+    // An odd step goes through the kinds of matrices as well as through the layers.
+    let step = (all.len() / MATRICES).max(1) | 1;
+    all.into_iter().step_by(step).take(MATRICES).collect()
 }
 
 fn logits(

@@ -32,8 +32,8 @@ use reference::{Noise, Reference};
   lathe verify ./Qwen2.5-1.5B --json
 
 Asked of each engine: the tokens of texts, what its chat template makes of a conversation, the
-probabilities of every token at some positions, and what it writes when the likeliest token is
-always taken. The reference is Lathe's own engine computing exactly (f32); how far its usual
+weights that it multiplies with, the probabilities of every token at some positions, and what it
+writes when the likeliest token is always taken. What an engine cannot be asked counts for nothing. The reference is Lathe's own engine computing exactly (f32); how far its usual
 arithmetic and bfloat16 are from that is the noise that others are allowed.
 
 Exit codes: 0 all engines agree, 3 one deviates or does not start.")]
@@ -68,8 +68,11 @@ struct Verified {
     noise: Noise,
     engines: Vec<Asked>,
     /// Engines that do not read these files, with the reason.
-    left_out: Vec<(String, String)>,
+    left_out: Vec<LeftOut>,
 }
+
+/// An engine, and why it cannot be asked.
+type LeftOut = (String, String);
 
 /// What an engine answered.
 #[derive(Serialize)]
@@ -145,7 +148,7 @@ impl Subject {
 
     /// The engines asked for, else those that are here; and those of them that do not read these
     /// files, with the reason.
-    fn peers(&self, args: &VerifyArgs) -> anyhow::Result<(Vec<Peer>, Vec<(String, String)>)> {
+    fn peers(&self, args: &VerifyArgs) -> anyhow::Result<(Vec<Peer>, Vec<LeftOut>)> {
         let paths = args.engine_path.clone();
         let places = Places { paths, arguments: args.engine_args.clone() };
         let find = |name: &str| -> anyhow::Result<Peer> {
