@@ -66,7 +66,7 @@ pub struct Server {
     said: Tail,
     errors: Tail,
     /// Dropped after the process was killed.
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Server {
@@ -78,7 +78,7 @@ impl Server {
         let folder = folder()?;
         let mut child = program.command(folder.path()).stdin(Stdio::null()).spawn()?;
         let (said, errors) = (Tail::of(child.stdout.take()), Tail::of(child.stderr.take()));
-        Ok(Self { child: Mutex::new(child), said, errors, _folder: folder })
+        Ok(Self { child: Mutex::new(child), said, errors, folder })
     }
 
     /// As [`Server::start`], for a program that is spoken to on its stdin and stdout.
@@ -92,7 +92,7 @@ impl Server {
         let stdin = child.stdin.take().ok_or_else(broken)?;
         let stdout = child.stdout.take().ok_or_else(broken)?;
         let (said, errors) = (Tail::of(None::<io::Empty>), Tail::of(child.stderr.take()));
-        let server = Self { child: Mutex::new(child), said, errors, _folder: folder };
+        let server = Self { child: Mutex::new(child), said, errors, folder };
         Ok((server, stdin, stdout))
     }
 
@@ -137,12 +137,13 @@ impl Server {
         self.child.lock().unwrap_or_else(PoisonError::into_inner).id()
     }
 
-    /// Ends the process and waits for it.
+    /// Ends the process and waits for it; then what it has started and left.
     pub fn kill(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         // What has ended already needs no killing.
         let _ = child.kill();
         let _ = child.wait();
+        place::end_all_in(self.folder.path());
     }
 }
 

@@ -34,6 +34,30 @@ pub(crate) fn absolute_word(word: &str) -> Cow<'_, str> {
     }
 }
 
+/// Ends every process that works in this folder, which is an engine's own: some engines compute in
+/// processes of processes, that do not end with the first.
+pub(super) fn end_all_in(folder: &Path) {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::{
+            sys::signal::{Signal, kill},
+            unistd::Pid,
+        };
+        let Ok(folder) = folder.canonicalize() else { return };
+        let Ok(processes) = std::fs::read_dir("/proc") else { return };
+        for entry in processes.flatten() {
+            let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let works_there = || entry.path().join("cwd").read_link().is_ok_and(|at| at == folder);
+            if let Some(id) = id.filter(|_| works_there()) {
+                // It may have ended meanwhile.
+                let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
+            }
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = folder;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

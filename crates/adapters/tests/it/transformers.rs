@@ -131,3 +131,24 @@ fn texts_conversations_and_logits_are_told() {
     let error = scorer.feed(&[1]).unwrap_err().to_string();
     assert!(error.contains("it gave 8 logits of 3 × 3"), "{error}");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_an_engine_started_ends_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = folder.path().join("told");
+    let ready =
+        format!("sleep 60 > /dev/null 2>&1 &\necho $! > {}\n{}", told.display(), say(&[READY]));
+    let engine = Transformers::start(&worker(folder.path(), &ready, ":")).unwrap();
+    let id = fs::read_to_string(&told).unwrap();
+    let stat = format!("/proc/{}/stat", id.trim());
+    // What has ended and was not waited for is a zombie.
+    let runs = || fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
+    assert!(runs());
+    drop(engine);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while runs() && std::time::Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(!runs());
+}
