@@ -94,7 +94,9 @@ impl Source {
             Asked::Trace(trace) => match trace.entries.get(number % trace.entries.len().max(1)) {
                 Some(entry) => {
                     let mut ids = Vec::with_capacity(entry.prompt_tokens + trace.block);
-                    for block in &entry.blocks {
+                    // A file may name more blocks than its prompt has room for.
+                    let room = entry.prompt_tokens.div_ceil(trace.block);
+                    for block in entry.blocks.iter().take(room) {
                         // The same block of tokens wherever the trace names it.
                         let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ 0x626c_6f63_6b73);
                         rng.set_stream(*block);
