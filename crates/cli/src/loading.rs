@@ -14,8 +14,8 @@ use crate::commands::optimize::at_least_one;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Deployment")]
 pub(crate) struct EngineArgs {
-    /// An engine that has to load the result: native, llama.cpp, vllm, transformers. May be given
-    /// several times
+    /// An engine that has to load the result: native, llama.cpp, vllm, transformers, onnxruntime. May
+    /// be given several times
     #[arg(long = "engine", value_name = "NAME")]
     engines: Vec<String>,
     /// Only on this device: cpu, a compute capability such as sm80, or a GPU such as h100

@@ -191,3 +191,26 @@ fn a_layout_may_be_read_of_some_architectures_only() {
         ask(&with_experts("OlmoeForCausalLM", "plain", "bf16", "float"), "vllm", "cpu", 1).loads()
     );
 }
+
+#[test]
+fn onnx_runtime_gets_a_graph_of_whatever_is_read_unless_it_has_experts_or_odd_heads() {
+    for (layout, format, kernel) in [
+        ("plain", "bf16", "MatMul"),
+        ("gguf", "q4_0", "MatMulNBits"),
+        ("gguf", "q4_k", "MatMul of decoded weights"),
+        ("gptq", "int4_g128_f16", "MatMulNBits"),
+        ("bitsandbytes", "nf4", "MatMul of decoded weights"),
+    ] {
+        let answer = ask(&llama(layout, format), "onnxruntime", "cpu", 1);
+        assert_eq!(kernels(&answer), [kernel], "{layout} {format}: {answer:?}");
+        assert!(answer.notes[0].contains("lathe convert --to onnx"), "{answer:?}");
+    }
+    let reordered = Artifact { act_order: true, ..llama("gptq", "int4_g128_f16") };
+    let decoded = ask(&reordered, "onnxruntime", "cpu", 1);
+    assert_eq!(kernels(&decoded), ["MatMul of decoded weights"]);
+    let experts = with_experts("MixtralForCausalLM", "plain", "bf16", "float");
+    assert!(!ask(&experts, "onnxruntime", "cpu", 1).loads());
+    let odd = Artifact { head_dim: 20, ..llama("plain", "bf16") };
+    let answer = ask(&odd, "onnxruntime", "cpu", 1);
+    assert!(answer.obstacles[0].reason.contains("heads of 20"), "{answer:?}");
+}

@@ -454,8 +454,10 @@ impl QuantizeArgs {
         let matrices = artifact.matrices.len();
         loading::sentences(&answers, matrices).iter().for_each(|line| progress.note(line));
         let refused = self.target.refused(&answers).or_else(|| {
-            // A layout is asked for that other programs' engines should load the files.
-            let counts = |answer: &&Answer| self.layout.is_none() || answer.engine != "native";
+            // A layout is asked for that other programs should read; Lathe's own engine, and what
+            // is given a graph by Lathe, read every one.
+            let reads_all = |answer: &Answer| ["native", "onnxruntime"].contains(&&*answer.engine);
+            let counts = |answer: &&Answer| self.layout.is_none() || !reads_all(answer);
             let mut counted = answers.iter().filter(counts).peekable();
             let asked = self.layout.is_some() || self.target.given();
             let first = counted.peek().copied().filter(|_| asked);
