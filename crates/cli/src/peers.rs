@@ -16,7 +16,7 @@ use lathe_adapters::{
 };
 use lathe_api::Engine;
 use lathe_base::Seconds;
-use lathe_preflight::{Device, Rules, check};
+use lathe_preflight::{Device, EngineRules, Rules, check};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -72,7 +72,7 @@ impl PeerOrder {
 }
 
 /// `lathe guard`, where there is one: see [`crate::commands::guard`].
-fn guard() -> anyhow::Result<Vec<OsString>> {
+pub(crate) fn guard() -> anyhow::Result<Vec<OsString>> {
     if !cfg!(target_os = "linux") {
         return Ok(Vec::new());
     }
@@ -88,6 +88,16 @@ pub(crate) struct Peer {
     kind: Kind,
     /// The user's own arguments.
     arguments: Vec<String>,
+}
+
+/// How an engine tells what it has.
+pub(crate) enum Question<'a> {
+    /// By a Python that runs this and prints one line of JSON.
+    Script(&'a Path, &'static str),
+    /// By a program's `--list-devices`.
+    Devices(&'a Path),
+    /// It is known.
+    Known(Vec<String>),
 }
 
 /// What is started, or asked.
@@ -157,6 +167,38 @@ impl Peer {
         !matches!(self.kind, Kind::Url(_) | Kind::LlamaServer(_))
     }
 
+    /// How the graph is made that it is given in place of a model's files; `None` where it reads
+    /// those.
+    pub(crate) fn graph(&self) -> Option<anyhow::Result<lathe_onnx::Options>> {
+        let wanted = || Ok(Wanted::read(&self.arguments)?.graph);
+        matches!(self.kind, Kind::OnnxRuntime(_)).then(wanted)
+    }
+
+    /// How it is asked for what it has.
+    pub(crate) fn question(&self) -> Question<'_> {
+        match &self.kind {
+            Kind::LlamaServer(found) => Question::Devices(&found.program),
+            Kind::Transformers(python, _) => Question::Script(python, transformers::ABILITIES),
+            Kind::Vllm(python, _) => Question::Script(python, vllm::ABILITIES),
+            Kind::OnnxRuntime(library) => Question::Known(library.devices()),
+            Kind::Url(_) => Question::Known(Vec::new()),
+        }
+    }
+
+    /// What preflight's rules call it; nothing where they cannot know it.
+    pub(crate) fn rules(&self) -> Option<&'static EngineRules> {
+        let name = match self.kind {
+            // Forks read what llama.cpp reads, and more.
+            Kind::LlamaServer(_) => "llama.cpp",
+            Kind::Transformers(..) => "transformers",
+            Kind::Vllm(..) => "vllm",
+            Kind::OnnxRuntime(_) => "onnxruntime",
+            // It has loaded whatever it has loaded.
+            Kind::Url(_) => return None,
+        };
+        Rules::built_in().engine(name).ok()
+    }
+
     /// Where the engine is, and which version it is.
     pub(crate) fn place(&self) -> (String, String) {
         let at = |path: &Path, version: &str| (path.display().to_string(), version.to_owned());
@@ -172,19 +214,7 @@ impl Peer {
 
     /// Why the engine will not load such files, as far as is known beforehand.
     pub(crate) fn refuses(&self, artifact: &lathe_preflight::Artifact) -> Option<String> {
-        let rules = match self.kind {
-            // Forks read what llama.cpp reads, and more.
-            Kind::LlamaServer(_) => "llama.cpp",
-            Kind::Transformers(..) => "transformers",
-            Kind::Vllm(..) => "vllm",
-            // It is given a graph made of the files, which says itself what it cannot hold.
-            Kind::OnnxRuntime(_) => return None,
-            // It has loaded whatever it has loaded.
-            Kind::Url(_) => return None,
-        };
-        if rules == "transformers" && artifact.layout == "gguf" {
-            return Some("its worker is given folders, not GGUF files".to_owned());
-        }
+        let rules = &*self.rules()?.engine;
         let answer = check(Rules::built_in(), artifact, rules, Device::Cpu, 1).ok()?;
         let first = answer.obstacles.first()?;
         let mut why = obstacle_words(first, artifact.matrices.len());

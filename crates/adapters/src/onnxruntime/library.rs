@@ -40,6 +40,22 @@ impl Library {
         newest(&folder.join("capi")).map(|path| Self::at(&path))
     }
 
+    /// What it computes on: other providers than the CPU's lie beside it.
+    pub fn devices(&self) -> Vec<String> {
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        let beside = fs::read_dir(folder).into_iter().flatten().flatten();
+        let named = beside.filter_map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let (_, provider) = name.split_once("onnxruntime_providers_")?;
+            let provider = provider.split('.').next()?;
+            (provider != "shared").then(|| provider.to_owned())
+        });
+        let mut others: Vec<String> = named.collect();
+        others.sort();
+        others.dedup();
+        std::iter::once("cpu".to_owned()).chain(others).collect()
+    }
+
     fn at(path: &Path) -> Self {
         let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let name = resolved.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -113,7 +129,13 @@ mod tests {
         }
         let plain = folder.path().join("libonnxruntime.so");
         fs::write(&plain, "").unwrap();
-        assert_eq!(Library::within(&plain).unwrap().version, "unknown");
+        let found = Library::within(&plain).unwrap();
+        assert_eq!((&*found.version, found.devices()), ("unknown", vec!["cpu".to_owned()]));
+        for provider in ["shared", "cuda"] {
+            let name = format!("libonnxruntime_providers_{provider}.so");
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(found.devices(), ["cpu", "cuda"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! An engine's own process: started, watched, and ended with us.
 
+mod cause;
 mod place;
 mod tail;
 
@@ -96,14 +97,18 @@ impl Server {
         Ok((server, stdin, stdout))
     }
 
-    /// How the process ended, with the last lines that it printed; `None` while it runs.
+    /// How the process ended, with the error that it printed, else its last lines; `None` while it
+    /// runs.
     pub fn ended(&self) -> Option<String> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         match child.try_wait() {
             Ok(None) => None,
-            Ok(Some(status)) => {
-                Some(format!("its process ended ({status}); it last said: {}", self.last_words()))
-            }
+            Ok(Some(status)) => Some(match self.cause() {
+                Some(cause) => format!("its process ended ({status}): {cause}"),
+                None => {
+                    format!("its process ended ({status}); it last said: {}", self.last_words())
+                }
+            }),
             Err(error) => Some(format!("its process cannot be watched: {error}")),
         }
     }
@@ -118,6 +123,15 @@ impl Server {
             }
             sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The error on stderr, else on stdout, that others follow from.
+    fn cause(&self) -> Option<String> {
+        let find = |tail: &Tail| {
+            tail.settle();
+            cause::cause(tail.all().lines()).map(str::to_owned)
+        };
+        find(&self.errors).or_else(|| find(&self.said))
     }
 
     /// The last lines on stderr, else on stdout.

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Lines kept, and lines told.
-const KEPT: usize = 200;
+/// Lines kept, and lines told. A Python that breaks in several processes prints hundreds.
+const KEPT: usize = 1000;
 const TOLD: usize = 5;
 /// A line longer than this is cut: a program may print no line ends at all.
 const LONGEST: u64 = 4096;
@@ -29,8 +29,8 @@ impl Tail {
         Self { lines, reader }
     }
 
-    /// What was said last, in one line; waits a moment for what is still in the pipe.
-    pub(super) fn last(&self) -> String {
+    /// Waits a moment for what is still in the pipe.
+    pub(super) fn settle(&self) {
         let start = Instant::now();
         // A grandchild may hold the pipe open: the end of the pipe is not waited for for long.
         while self.reader.as_ref().is_some_and(|reader| !reader.is_finished())
@@ -38,6 +38,11 @@ impl Tail {
         {
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// What was said last, in one line.
+    pub(super) fn last(&self) -> String {
+        self.settle();
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let told: Vec<&str> =
             lines.iter().map(|line| line.trim()).filter(|line| !line.is_empty()).collect();

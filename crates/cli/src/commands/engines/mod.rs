@@ -1,7 +1,20 @@
+//! `lathe engines`: which are here, and what they run.
+
+mod asked;
+mod follow;
 mod install;
+mod packages;
+mod probe;
+mod record;
+mod samples;
+mod source;
+mod tried;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+
+use record::{Probed, Record};
+use samples::KINDS;
 
 use crate::{
     args::Global,
@@ -17,11 +30,13 @@ use crate::{
   lathe engines
   lathe engines --engine-path ik_llama.cpp=../ik_llama.cpp/build
   lathe engines install onnxruntime
+  lathe engines probe
   lathe engines --json
 
 An engine is looked for where --engine-path says, where its variable does (LATHE_LLAMA_CPP), in the
 user's folder for engines (~/.local/share/lathe/engines/NAME) and, but for forks, in PATH; ONNX
-Runtime also where ORT_DYLIB_PATH says. Which formats each of them loads: `lathe preflight MODEL`.")]
+Runtime also where ORT_DYLIB_PATH says. Which formats each of them loads: `lathe preflight MODEL` by
+rules, `lathe engines probe` by trying.")]
 pub(crate) struct EnginesArgs {
     /// Where an engine's program or folder is. May be given several times
     #[arg(long, value_name = "ENGINE=PATH", value_parser = named)]
@@ -36,6 +51,8 @@ enum Action {
     Install(install::InstallArgs),
     /// Take away what was installed
     Remove(install::RemoveArgs),
+    /// Try which files each engine runs
+    Probe(probe::ProbeArgs),
 }
 
 /// Engines that are looked for without being asked for.
@@ -50,56 +67,102 @@ struct Engine {
     version: Option<String>,
     /// What is missing.
     missing: Option<String>,
+    /// What it was seen to run, in this version.
+    probed: Option<Probed>,
+}
+
+impl Engine {
+    fn here(name: &str, (place, version): (String, String), record: &Record) -> Self {
+        let probed = record.of(name, &place, &version).cloned();
+        let (name, missing) = (name.to_owned(), None);
+        Self { name, place: Some(place), version: Some(version), missing, probed }
+    }
+
+    fn missing(name: String, why: String) -> Self {
+        Self { name, place: None, version: None, missing: Some(why), probed: None }
+    }
 }
 
 pub(crate) fn run(args: &EnginesArgs, global: &Global) -> anyhow::Result<Ended> {
     match &args.action {
-        Some(Action::Install(install)) => return install::install(install, global),
-        Some(Action::Remove(remove)) => return install::uninstall(remove),
-        None => {}
+        Some(Action::Install(install)) => install::install(install, global),
+        Some(Action::Remove(remove)) => install::uninstall(remove),
+        Some(Action::Probe(probe)) => probe::probe(probe, global),
+        None => list(args, global),
     }
-    let mut names: Vec<&str> = KNOWN.to_vec();
-    names.extend(args.engine_path.iter().map(|(name, _)| name.as_str()));
-    let mut seen: Vec<&str> = Vec::new();
+}
+
+fn list(args: &EnginesArgs, global: &Global) -> anyhow::Result<Ended> {
+    let record = Record::read()?;
+    let own = ("built in".to_owned(), native_version());
+    let mut engines = vec![Engine::here("native", own, &record)];
     let places = Places { paths: args.engine_path.clone(), arguments: Vec::new() };
-    let mut engines = vec![Engine {
-        name: "native".to_owned(),
-        place: Some("built in".to_owned()),
-        version: Some(format!("{}, {}", env!("CARGO_PKG_VERSION"), lathe_kernels::isa_name())),
-        missing: None,
-    }];
-    for name in names {
-        if seen.contains(&name) {
-            continue;
+    engines.extend(found(&places).into_iter().map(|(name, peer)| match peer {
+        Ok(peer) => Engine::here(&name, peer.place(), &record),
+        Err(why) => {
+            let why = format!("{why:#}");
+            let why = why.strip_prefix(&format!("--against {name}: ")).unwrap_or(&why).to_owned();
+            Engine::missing(name, why)
         }
-        seen.push(name);
-        let name = name.to_owned();
-        engines.push(match Peer::find(&name, &places) {
-            Ok(peer) => {
-                let (place, version) = peer.place();
-                Engine { name, place: Some(place), version: Some(version), missing: None }
-            }
-            Err(why) => {
-                let why = format!("{why:#}");
-                let why = why.strip_prefix(&format!("--against {name}: ")).unwrap_or(&why);
-                let missing = Some(why.to_owned());
-                Engine { name, place: None, version: None, missing }
-            }
-        });
-    }
+    }));
     if global.json {
         ui::json(&engines)?;
         return Ok(Ended::Well);
     }
-    let mut text = String::new();
-    for Engine { name, place, version, missing } in &engines {
-        let words = match (place, version, missing) {
-            (Some(place), Some(version), _) => format!("{version}\n    {}", ui::dim(place)),
-            (_, _, Some(missing)) => ui::dim(missing),
-            _ => String::new(),
-        };
-        text += &format!("{} {words}\n", ui::bold(&format!("{name:13}")));
-    }
-    ui::out(&text)?;
+    ui::out(&engines.iter().map(words).collect::<String>())?;
     Ok(Ended::Well)
+}
+
+/// Every engine that is known or has a place, with what it is or why it is not there.
+fn found(places: &Places) -> Vec<(String, anyhow::Result<Peer>)> {
+    let mut names: Vec<&str> = KNOWN.to_vec();
+    for (name, _) in &places.paths {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    names.into_iter().map(|name| (name.to_owned(), Peer::find(name, places))).collect()
+}
+
+fn native_version() -> String {
+    format!("{}, {}", env!("CARGO_PKG_VERSION"), lathe_kernels::isa_name())
+}
+
+fn words(engine: &Engine) -> String {
+    let Engine { name, place, version, missing, probed } = engine;
+    let mut lines: Vec<String> = match (place, version, missing) {
+        (Some(place), Some(version), _) => vec![version.clone(), ui::dim(place)],
+        (_, _, Some(missing)) => vec![ui::dim(missing)],
+        _ => Vec::new(),
+    };
+    if let Some(probed) = probed {
+        lines.extend(probed_words(probed));
+    }
+    format!("{} {}\n", ui::bold(&format!("{name:13}")), lines.join("\n    "))
+}
+
+/// What an engine was seen to run, when, and what it says of itself.
+fn probed_words(probed: &Probed) -> Vec<String> {
+    let names = |runs: bool| -> String {
+        let which = KINDS.iter().filter(|kind| {
+            probed.files.get(kind.name).is_some_and(|outcome| outcome.runs() == runs)
+        });
+        which.map(|kind| kind.name).collect::<Vec<_>>().join(", ")
+    };
+    let day = probed.when.split('T').next().unwrap_or_default();
+    let mut lines = Vec::new();
+    for (runs, what) in [(true, "runs"), (false, "does not run")] {
+        let names = names(runs);
+        if !names.is_empty() {
+            lines.push(format!("{what} {names} {}", ui::dim(&format!("(tried {day})"))));
+        }
+    }
+    if !probed.devices.is_empty() {
+        let architectures = probed
+            .architectures
+            .as_ref()
+            .map_or_else(String::new, |has| format!("; has {} architectures", has.len()));
+        lines.push(format!("computes on {}{architectures}", probed.devices.join(", ")));
+    }
+    lines
 }

@@ -158,6 +158,10 @@ fn weights(
     /// Of the largest weight of a row: engines decode into the type that they compute in, and
     /// bfloat16 has eight bits.
     const ALLOWED: f32 = 1.0 / 128.0;
+    if subject.checkpoint.gguf.is_some() {
+        let words = "a GGUF file's names are not those of an engine's modules".to_owned();
+        return Ok(Check::new(WHAT, Outcome::Unasked, words));
+    }
     let (mut worst, mut looked_at) = (0f32, 0);
     for located in sampled(subject) {
         let name = &located.tensor.name;
