@@ -172,6 +172,8 @@ fn check(name: &str, at: &Path, progress: &dyn Progress) -> anyhow::Result<Strin
     let sample = source.make(kind, folder.path(), &Silent)?;
     match Bench::new(&source, PATIENCE)?.peer(&peer, &sample, progress)? {
         Outcome::Runs { .. } => Ok(peer.place().1),
-        Outcome::Refuses { why } => bail!("{name} does not run the built-in model: {why}"),
+        Outcome::Refuses { why } | Outcome::Late { why } => {
+            bail!("{name} does not run the built-in model: {why}")
+        }
     }
 }

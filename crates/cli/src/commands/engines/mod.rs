@@ -145,7 +145,10 @@ fn words(engine: &Engine) -> String {
 fn probed_words(probed: &Probed) -> Vec<String> {
     let names = |runs: bool| -> String {
         let which = KINDS.iter().filter(|kind| {
-            probed.files.get(kind.name).is_some_and(|outcome| outcome.runs() == runs)
+            probed
+                .files
+                .get(kind.name)
+                .is_some_and(|outcome| outcome.settled() && outcome.runs() == runs)
         });
         which.map(|kind| kind.name).collect::<Vec<_>>().join(", ")
     };

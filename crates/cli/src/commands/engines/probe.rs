@@ -3,7 +3,7 @@
 use anyhow::bail;
 use clap::Args;
 use lathe_base::{Progress, Seconds, Silent};
-use lathe_preflight::{Answer, Artifact, Device, Rules, check};
+use lathe_preflight::{Artifact, Device, Rules, check};
 use serde::Serialize;
 
 use super::{
@@ -85,17 +85,14 @@ impl Who {
 
     /// What preflight's rules say; nothing where they do not know the engine.
     fn foretold(&self, artifact: &Artifact) -> Option<Foretold> {
-        let why = match self {
-            Self::Native => refusal(
-                &check(Rules::built_in(), artifact, "native", Device::Cpu, 1).ok()?,
-                artifact,
-            ),
-            Self::Peer(peer) => {
-                peer.rules()?;
-                peer.refuses(artifact)
-            }
+        let engine = match self {
+            Self::Native => "native",
+            Self::Peer(peer) => &peer.rules()?.engine,
         };
-        Some(Foretold { runs: why.is_none(), why })
+        let answer = check(Rules::built_in(), artifact, engine, Device::Cpu, 1).ok()?;
+        let first = answer.obstacles.first();
+        let why = first.map(|first| obstacle_words(first, artifact.matrices.len()));
+        Some(Foretold { runs: why.is_none(), why, notes: answer.notes })
     }
 
     fn try_on(
@@ -109,10 +106,6 @@ impl Who {
             Self::Peer(peer) => bench.peer(peer, sample, progress),
         }
     }
-}
-
-fn refusal(answer: &Answer, artifact: &Artifact) -> Option<String> {
-    answer.obstacles.first().map(|first| obstacle_words(first, artifact.matrices.len()))
 }
 
 /// What came of one engine, beside what was foretold.
@@ -145,6 +138,18 @@ struct File {
 struct Foretold {
     runs: bool,
     why: Option<String>,
+    /// What it needs for that.
+    notes: Vec<String>,
+}
+
+impl Foretold {
+    fn words(&self) -> String {
+        match &self.why {
+            Some(why) => format!("does not run it: {why}"),
+            None if self.notes.is_empty() => "runs it".to_owned(),
+            None => format!("runs it ({})", self.notes.join("; ")),
+        }
+    }
 }
 
 pub(crate) fn probe(args: &ProbeArgs, global: &Global) -> anyhow::Result<Ended> {
@@ -216,6 +221,7 @@ impl ProbeArgs {
             if self.again {
                 own.files.retain(|name, _| !kinds.iter().any(|kind| kind.name == name));
             }
+            own.files.retain(|_, outcome| outcome.settled());
             match who {
                 Who::Native => own.devices = vec!["cpu".to_owned()],
                 Who::Peer(peer) if own.devices.is_empty() || self.again => {
@@ -269,7 +275,8 @@ fn summed_up(
         let Some(outcome) = probed.and_then(|own| own.files.get(kind.name)) else { continue };
         let artifact = source.artifact(kind)?;
         let foretold = who.foretold(&artifact);
-        let agrees = foretold.as_ref().is_none_or(|foretold| foretold.runs == outcome.runs());
+        let agrees = foretold.as_ref().is_none_or(|foretold| foretold.runs == outcome.runs())
+            || !outcome.settled();
         let (layout, outcome) = (artifact.layout, outcome.clone());
         files.push(File { name: kind.name, to: kind.to, layout, outcome, foretold, agrees });
     }
@@ -312,13 +319,9 @@ fn words(tried: &[Tried]) -> String {
     }
     for own in tried {
         for file in own.files.iter().filter(|file| !file.agrees) {
-            let says = file.foretold.as_ref().and_then(|foretold| foretold.why.as_deref());
-            text += &ui::note(&format!(
-                "{} on {}: preflight foretells that it {}",
-                own.engine,
-                file.name,
-                says.map_or_else(|| "runs".to_owned(), |why| format!("does not run: {why}"))
-            ));
+            let says = file.foretold.as_ref().map(Foretold::words).unwrap_or_default();
+            let (engine, name) = (&own.engine, file.name);
+            text += &ui::note(&format!("{name}: preflight foretells that {engine} {says}"));
         }
         if !own.unknown_architectures.is_empty() {
             let names = own.unknown_architectures.join(", ");
@@ -330,7 +333,11 @@ fn words(tried: &[Tried]) -> String {
 }
 
 fn cell(file: &File) -> String {
-    let runs = if file.outcome.runs() { ui::green("runs") } else { ui::dim("no") };
+    let runs = match &file.outcome {
+        Outcome::Runs { .. } => ui::green("runs"),
+        Outcome::Refuses { .. } => ui::dim("no"),
+        Outcome::Late { .. } => ui::dim("late"),
+    };
     if file.agrees { runs } else { format!("{runs} {}", ui::yellow("(!)")) }
 }
 
@@ -338,8 +345,8 @@ fn cell(file: &File) -> String {
 fn refusals(own: &Tried) -> String {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for file in &own.files {
-        let Outcome::Refuses { why } = &file.outcome else { continue };
-        match reasons.iter_mut().find(|(known, _)| known == why) {
+        let Some(why) = file.outcome.why() else { continue };
+        match reasons.iter_mut().find(|(known, _)| *known == why) {
             Some((_, names)) => names.push(file.name),
             None => reasons.push((why, vec![file.name])),
         }

@@ -23,6 +23,8 @@ const PROMPT: usize = 8;
 const CONTEXT: usize = 64;
 /// As much of a reason as is kept.
 const SAID: usize = 300;
+/// What adapters say of an engine that they gave up waiting for.
+const LATE: [&str; 2] = ["it said nothing for ", "not ready after "];
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,11 +37,27 @@ pub(super) enum Outcome {
     },
     /// It did not, and the first line of why.
     Refuses { why: String },
+    /// It did not in the time that it was given, which may be the machine's fault: it is asked again
+    /// the next time.
+    Late { why: String },
 }
 
 impl Outcome {
     pub(super) fn runs(&self) -> bool {
         matches!(self, Self::Runs { .. })
+    }
+
+    /// Why it does not.
+    pub(super) fn why(&self) -> Option<&str> {
+        match self {
+            Self::Runs { .. } => None,
+            Self::Refuses { why } | Self::Late { why } => Some(why),
+        }
+    }
+
+    /// Whether that is known for good.
+    pub(super) fn settled(&self) -> bool {
+        !matches!(self, Self::Late { .. })
     }
 }
 
@@ -97,7 +115,7 @@ impl<'a> Bench<'a> {
             Outcome::Refuses { why } => {
                 Outcome::Refuses { why: why.replace(&*model.to_string_lossy(), "MODEL") }
             }
-            runs @ Outcome::Runs { .. } => runs,
+            other => other,
         });
         if graph.is_dir() {
             fs::remove_dir_all(&graph)
@@ -156,6 +174,7 @@ impl<'a> Bench<'a> {
         match self.launcher.run(&Order { engine, workload }, &self.monitor, progress) {
             Ok(trial) => Ok(Outcome::Runs { device: trial.info.device }),
             Err(Error::Cancelled(stop)) => Err(stop.into()),
+            Err(late @ Error::TimedOut { .. }) => Ok(Outcome::Late { why: late.to_string() }),
             Err(why) => Ok(refuses(&why.to_string())),
         }
     }
@@ -168,7 +187,10 @@ fn refuses(why: &str) -> Outcome {
     if line.chars().count() > SAID {
         line = line.chars().take(SAID).collect::<String>() + " …";
     }
-    Outcome::Refuses { why: line }
+    match LATE.iter().any(|words| line.contains(words)) {
+        true => Outcome::Late { why: line },
+        false => Outcome::Refuses { why: line },
+    }
 }
 
 #[cfg(test)]
@@ -179,10 +201,21 @@ mod tests {
     fn a_reason_is_one_line() {
         let why = |text: &str| match refuses(text) {
             Outcome::Refuses { why } => why,
-            runs @ Outcome::Runs { .. } => panic!("{runs:?}"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(why("\n  no kernel \nTraceback"), "no kernel");
         assert_eq!(why(""), "it gives no reason");
         assert_eq!(why(&"é".repeat(400)).chars().count(), SAID + 2);
+    }
+
+    #[test]
+    fn an_engine_that_was_waited_for_in_vain_has_not_refused() {
+        for text in
+            ["vllm failed: not ready after 300 s; it last said: x", "it said nothing for 5 s"]
+        {
+            let outcome = refuses(text);
+            assert!(!outcome.settled() && !outcome.runs() && outcome.why() == Some(text));
+        }
+        assert!(refuses("no kernel").settled());
     }
 }
