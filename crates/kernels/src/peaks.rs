@@ -93,6 +93,7 @@ const CHAINS: usize = 12;
 struct IntPeak;
 
 impl Op for IntPeak {
+    const BYTES: bool = true;
     type Out = f64;
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> f64 {
@@ -100,7 +101,11 @@ impl Op for IntPeak {
         let mut sums = [isa.splat_i(0); CHAINS];
         for _ in 0..ROUNDS {
             for sum in &mut sums {
-                *sum = isa.dot_small(*sum, codes, x);
+                *sum = if I::MATRIX {
+                    isa.dot_matrix(*sum, codes, x)
+                } else {
+                    isa.dot_small(*sum, codes, x)
+                };
             }
         }
         for sum in sums {
@@ -108,7 +113,8 @@ impl Op for IntPeak {
             isa.store_low_bytes(sum, &mut bytes);
             black_box(bytes);
         }
-        (2 * 4 * LANES * CHAINS * ROUNDS) as f64
+        let products = if I::MATRIX { 8 } else { 4 };
+        (2 * products * LANES * CHAINS * ROUNDS) as f64
     }
 }
 

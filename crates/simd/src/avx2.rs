@@ -229,6 +229,10 @@ impl Isa for Avx2 {
         v!([_mm256_set1_epi32(x); 2])
     }
     #[inline(always)]
+    fn splat_pair_i(self, [a, b]: [i32; 2]) -> I {
+        v!([_mm256_setr_epi32(a, b, a, b, a, b, a, b); 2])
+    }
+    #[inline(always)]
     fn to_f32(self, x: I) -> F {
         both!(_mm256_cvtepi32_ps, x)
     }

@@ -280,6 +280,10 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         v!(_mm512_set1_epi32(x))
     }
     #[inline(always)]
+    fn splat_pair_i(self, [a, b]: [i32; 2]) -> __m512i {
+        v!(_mm512_set4_epi32(b, a, b, a))
+    }
+    #[inline(always)]
     fn to_f32(self, x: __m512i) -> __m512 {
         v!(_mm512_cvtepi32_ps(x))
     }

@@ -1,5 +1,7 @@
 use std::{cell::Cell, sync::OnceLock};
 
+#[cfg(target_arch = "aarch64")]
+use crate::neon::{DOT, I8MM, PLAIN};
 use crate::{Isa, Scalar};
 
 /// An algorithm over vectors, written once.
@@ -10,6 +12,9 @@ pub trait Op {
     /// Whether it takes [`Isa::dot_bf16`]: only then is it compiled for machines that have an
     /// instruction for it.
     const BF16: bool = false;
+    /// Whether it takes [`Isa::dot`], [`Isa::dot_small`] or [`Isa::dot_matrix`], or asks how they
+    /// are: only then is it compiled for machines that differ in nothing else.
+    const BYTES: bool = false;
     /// What it gives back.
     type Out;
     /// Does the work with `isa`.
@@ -19,7 +24,8 @@ pub trait Op {
 /// The instruction set that [`run`] uses in this process, and how it came to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// Its name: `scalar`, `avx2`, `avx512`, `avx512bf16` or `neon`.
+    /// Its name: `scalar`, `avx2`, `avx512`, `avx512bf16`, `neon`, `neondot` or
+    /// `neoni8mm`.
     pub name: &'static str,
     /// What `LATHE_ISA` asked for and could not be given, to be told to the user once.
     pub refused: Option<String>,
@@ -55,6 +61,7 @@ struct Name;
 
 impl Op for Name {
     const BF16: bool = true;
+    const BYTES: bool = true;
     type Out = ();
     fn run<I: Isa>(self, _: I) {}
 }
@@ -71,6 +78,10 @@ enum Token {
     Avx512Bf16(crate::Avx512<true>),
     #[cfg(target_arch = "aarch64")]
     Neon(crate::Neon),
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(crate::Neon<DOT>),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(crate::Neon<I8MM>),
 }
 
 thread_local! {
@@ -117,7 +128,11 @@ fn find(name: &str) -> Option<Token> {
         #[cfg(target_arch = "x86_64")]
         crate::Avx512::<true>::NAME => crate::Avx512::detect().map(Token::Avx512Bf16),
         #[cfg(target_arch = "aarch64")]
-        crate::Neon::NAME => crate::Neon::detect().map(Token::Neon),
+        crate::Neon::<PLAIN>::NAME => crate::Neon::detect().map(Token::Neon),
+        #[cfg(target_arch = "aarch64")]
+        crate::Neon::<DOT>::NAME => crate::Neon::detect().map(Token::NeonDot),
+        #[cfg(target_arch = "aarch64")]
+        crate::Neon::<I8MM>::NAME => crate::Neon::detect().map(Token::NeonI8mm),
         _ => None,
     }
 }
@@ -137,6 +152,14 @@ pub fn run<O: Op>(op: O) -> O::Out {
         Token::Avx512Bf16(isa) => isa.without_bf16().enter(op),
         #[cfg(target_arch = "aarch64")]
         Token::Neon(isa) => isa.enter(op),
+        #[cfg(target_arch = "aarch64")]
+        Token::NeonDot(isa) if O::BYTES => isa.enter(op),
+        #[cfg(target_arch = "aarch64")]
+        Token::NeonDot(isa) => isa.plain().enter(op),
+        #[cfg(target_arch = "aarch64")]
+        Token::NeonI8mm(isa) if O::BYTES => isa.enter(op),
+        #[cfg(target_arch = "aarch64")]
+        Token::NeonI8mm(isa) => isa.plain().enter(op),
     }
 }
 
@@ -152,7 +175,13 @@ pub fn run_all<O: Op + Clone>(op: O) -> Vec<(&'static str, O::Out)> {
         }
     }
     #[cfg(target_arch = "aarch64")]
-    all.extend(on::<crate::Neon, O>(&op));
+    {
+        all.extend(on::<crate::Neon, O>(&op));
+        if O::BYTES {
+            all.extend(on::<crate::Neon<DOT>, O>(&op));
+            all.extend(on::<crate::Neon<I8MM>, O>(&op));
+        }
+    }
     all
 }
 

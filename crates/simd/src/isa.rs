@@ -18,6 +18,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// Whether [`Isa::dot_bf16`] is an instruction here.
     const BF16: bool = false;
+    /// Whether [`Isa::dot_matrix`] is an instruction here: then products of several tokens take it.
+    const MATRIX: bool = false;
 
     /// 16 lanes of f32.
     type F: Copy;
@@ -121,6 +123,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// All lanes `x`.
     fn splat_i(self, x: i32) -> Self::I;
+    /// The two in turn.
+    fn splat_pair_i(self, x: [i32; 2]) -> Self::I;
     /// Each lane as f32.
     fn to_f32(self, x: Self::I) -> Self::F;
     /// Sixteen unsigned bytes as i32.
@@ -179,6 +183,43 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Adds to each lane its four products `(codes − DOT_BIAS) · x`, for any unsigned codes and
     /// signed x in −127 ..= 127.
     fn dot(self, acc: Self::I, codes: Self::B, x: Self::B) -> Self::I;
+    /// Vectors of four columns of all rows, and of the next four, as eight columns for
+    /// [`Isa::dot_matrix`]: in each quarter lanes 0 and 1 of both in turn, then lanes 2 and 3.
+    #[inline(always)]
+    fn matrix_codes(self, [a, b]: [Self::B; 2]) -> [Self::B; 2] {
+        let (mut from, mut to) = ([[0; 64]; 2], [[0; 64]; 2]);
+        self.store_bytes(a, &mut from[0]);
+        self.store_bytes(b, &mut from[1]);
+        for lane in 0..LANES {
+            let (quarter, row) = (lane / 4, lane % 4);
+            for (half, from) in from.iter().enumerate() {
+                let at = 16 * quarter + 8 * (row % 2) + 4 * half;
+                to[row / 2][at..at + 4].copy_from_slice(&from[4 * lane..4 * lane + 4]);
+            }
+        }
+        [self.load_bytes(&to[0]), self.load_bytes(&to[1])]
+    }
+    /// In each quarter, the product of two matrices of two rows and eight columns: adds to lane
+    /// `2 i + j` the eight products `(codes − DOT_BIAS) · x` of half `i` of the codes and half `j`
+    /// of x, for any unsigned codes and signed x in −127 ..= 127.
+    #[inline(always)]
+    fn dot_matrix(self, acc: Self::I, codes: Self::B, x: Self::B) -> Self::I {
+        matrix_by_dots(self, acc, codes, x)
+    }
+    /// What [`Isa::dot_matrix`] has made of both [`Isa::matrix_codes`], as f32: one vector of all
+    /// rows for each of the two tokens.
+    #[inline(always)]
+    fn matrix_sums(self, [a, b]: [Self::I; 2]) -> [Self::F; 2] {
+        let (mut from, mut to) = ([[0.0; LANES]; 2], [[0.0; LANES]; 2]);
+        self.store(self.to_f32(a), &mut from[0]);
+        self.store(self.to_f32(b), &mut from[1]);
+        for (token, to) in to.iter_mut().enumerate() {
+            for (lane, to) in to.iter_mut().enumerate() {
+                *to = from[lane % 4 / 2][lane / 4 * 4 + 2 * (lane % 2) + token];
+            }
+        }
+        [self.load(&to[0]), self.load(&to[1])]
+    }
 
     /// Asks for the line at `at` to be brought near; any address is allowed.
     fn prefetch(self, at: *const u8);
@@ -211,4 +252,24 @@ pub trait Isa: Copy + Send + Sync + 'static {
 pub(crate) fn pairs_of_bf16<I: Isa>(isa: I, acc: I::F, a: I::B, b: I::B) -> I::F {
     let ([a_low, a_high], [b_low, b_high]) = (isa.bf16_pairs(a), isa.bf16_pairs(b));
     isa.fma(a_low, b_low, isa.fma(a_high, b_high, acc))
+}
+
+/// [`Isa::dot_matrix`] by products of four columns.
+#[inline(always)]
+pub(crate) fn matrix_by_dots<I: Isa>(isa: I, acc: I::I, codes: I::B, x: I::B) -> I::I {
+    let (mut rows, mut tokens) = ([0; 64], [0; 64]);
+    isa.store_bytes(codes, &mut rows);
+    isa.store_bytes(x, &mut tokens);
+    let mut acc = acc;
+    for four in [0, 4] {
+        let (mut a, mut b) = ([0; 64], [0; 64]);
+        for lane in 0..LANES {
+            let (to, quarter) = (4 * lane..4 * lane + 4, 16 * (lane / 4) + four);
+            let (i, j) = (quarter + 8 * (lane % 4 / 2), quarter + 8 * (lane % 2));
+            a[to.clone()].copy_from_slice(&rows[i..i + 4]);
+            b[to].copy_from_slice(&tokens[j..j + 4]);
+        }
+        acc = isa.dot(acc, isa.load_bytes(&a), isa.load_bytes(&b));
+    }
+    acc
 }

@@ -9,6 +9,10 @@
 //! are taken in one fixed order and every multiply-add is fused, so an algorithm gives the same
 //! bits on every instruction set. Only products of bfloat16 may take subnormal numbers for 0 where
 //! the machine has an instruction for them.
+//!
+//! Instruction sets that differ from another in single operations are parameters of one type
+//! ([`Isa::BF16`], [`Isa::MATRIX`]); only an [`Op`] that says it takes those operations is compiled
+//! for each.
 
 mod dispatch;
 mod isa;

@@ -2,12 +2,27 @@ use std::arch::{aarch64::*, asm};
 
 use half::{bf16, f16};
 
-use crate::{Isa, LANES, Op};
+use crate::{Isa, LANES, Op, isa::matrix_by_dots};
 
-/// NEON with the dot product (ARMv8.2: Apple since M1, Neoverse, Cortex since A75): a vector is
-/// four registers.
+/// NEON, which every 64-bit ARM processor has: a vector is four registers. `BYTES` says which
+/// products of bytes there are beside it.
 #[derive(Clone, Copy, Debug)]
-pub struct Neon(());
+pub struct Neon<const BYTES: u8 = PLAIN>(());
+
+/// None: Cortex until A73, as in the Raspberry Pi 4.
+pub(crate) const PLAIN: u8 = 0;
+/// The dot product (ARMv8.2: Apple since M1, Neoverse, Cortex since A75).
+pub(crate) const DOT: u8 = 1;
+/// Those of signed and unsigned bytes, and of matrices of two rows by eight columns (ARMv8.6's
+/// i8mm: Apple since M2, Neoverse since V1 and N2, Cortex since A510 and A710).
+pub(crate) const I8MM: u8 = 2;
+
+impl<const BYTES: u8> Neon<BYTES> {
+    /// The same machine without them, for what does not use them: its code is compiled once.
+    pub(crate) fn plain(self) -> Neon {
+        Neon(())
+    }
+}
 
 /// Calls intrinsics on the strength of the token.
 macro_rules! v {
@@ -46,10 +61,15 @@ type F = [float32x4_t; 4];
 type I = [int32x4_t; 4];
 type B = [uint8x16_t; 4];
 
-impl Isa for Neon {
-    const NAME: &'static str = "neon";
+impl<const BYTES: u8> Isa for Neon<BYTES> {
+    const NAME: &'static str = match BYTES {
+        PLAIN => "neon",
+        DOT => "neondot",
+        _ => "neoni8mm",
+    };
     const REGISTERS: usize = 8;
-    const DOT_BIAS: i32 = 128;
+    const DOT_BIAS: i32 = if BYTES == I8MM { 0 } else { 128 };
+    const MATRIX: bool = BYTES == I8MM;
 
     type F = F;
     type I = I;
@@ -57,16 +77,29 @@ impl Isa for Neon {
 
     fn detect() -> Option<Self> {
         (std::arch::is_aarch64_feature_detected!("neon")
-            && std::arch::is_aarch64_feature_detected!("dotprod"))
+            && (BYTES < DOT || std::arch::is_aarch64_feature_detected!("dotprod"))
+            && (BYTES < I8MM || std::arch::is_aarch64_feature_detected!("i8mm")))
         .then_some(Self(()))
     }
     #[inline]
     fn enter<O: Op>(self, op: O) -> O::Out {
-        #[target_feature(enable = "neon,dotprod")]
-        fn inner<O: Op>(isa: Neon, op: O) -> O::Out {
+        #[target_feature(enable = "neon")]
+        fn plain<I: Isa, O: Op>(isa: I, op: O) -> O::Out {
             op.run(isa)
         }
-        v!(inner(self, op))
+        #[target_feature(enable = "neon,dotprod")]
+        fn with_dot<I: Isa, O: Op>(isa: I, op: O) -> O::Out {
+            op.run(isa)
+        }
+        #[target_feature(enable = "neon,dotprod,i8mm")]
+        fn with_i8mm<I: Isa, O: Op>(isa: I, op: O) -> O::Out {
+            op.run(isa)
+        }
+        match BYTES {
+            PLAIN => v!(plain(self, op)),
+            DOT => v!(with_dot(self, op)),
+            _ => v!(with_i8mm(self, op)),
+        }
     }
 
     #[inline(always)]
@@ -209,6 +242,11 @@ impl Isa for Neon {
         v!([vdupq_n_s32(x); 4])
     }
     #[inline(always)]
+    fn splat_pair_i(self, [a, b]: [i32; 2]) -> I {
+        let both = i64::from(a.cast_unsigned()) | i64::from(b) << 32;
+        v!([vreinterpretq_s32_s64(vdupq_n_s64(both)); 4])
+    }
+    #[inline(always)]
     fn to_f32(self, x: I) -> F {
         each!(|i| vcvtq_f32_s32(x[i]))
     }
@@ -320,14 +358,38 @@ impl Isa for Neon {
     }
     #[inline(always)]
     fn dot_small(self, acc: I, codes: B, x: B) -> I {
-        each!(|i| sdot(acc[i], vreinterpretq_s8_u8(codes[i]), vreinterpretq_s8_u8(x[i])))
+        each!(|i| {
+            let (codes, x) = (vreinterpretq_s8_u8(codes[i]), vreinterpretq_s8_u8(x[i]));
+            if BYTES >= DOT { sdot(acc[i], codes, x) } else { four_products(acc[i], codes, x) }
+        })
     }
     #[inline(always)]
     fn dot(self, acc: I, codes: B, x: B) -> I {
-        each!(|i| {
-            let codes = vreinterpretq_s8_u8(veorq_u8(codes[i], vdupq_n_u8(128)));
-            sdot(acc[i], codes, vreinterpretq_s8_u8(x[i]))
-        })
+        if BYTES == I8MM {
+            return each!(|i| usdot(acc[i], codes[i], vreinterpretq_s8_u8(x[i])));
+        }
+        self.dot_small(acc, each!(|i| veorq_u8(codes[i], vdupq_n_u8(128))), x)
+    }
+    #[inline(always)]
+    fn matrix_codes(self, [a, b]: [B; 2]) -> [B; 2] {
+        let (a, b) = (each!(|i| vreinterpretq_u32_u8(a[i])), each!(|i| vreinterpretq_u32_u8(b[i])));
+        [
+            each!(|i| vreinterpretq_u8_u32(vzip1q_u32(a[i], b[i]))),
+            each!(|i| vreinterpretq_u8_u32(vzip2q_u32(a[i], b[i]))),
+        ]
+    }
+    #[inline(always)]
+    fn dot_matrix(self, acc: I, codes: B, x: B) -> I {
+        if BYTES == I8MM {
+            each!(|i| usmmla(acc[i], codes[i], vreinterpretq_s8_u8(x[i])))
+        } else {
+            matrix_by_dots(self, acc, codes, x)
+        }
+    }
+    #[inline(always)]
+    fn matrix_sums(self, [a, b]: [I; 2]) -> [F; 2] {
+        let (a, b) = (self.to_f32(a), self.to_f32(b));
+        [each!(|i| vuzp1q_f32(a[i], b[i])), each!(|i| vuzp2q_f32(a[i], b[i]))]
     }
 
     #[inline(always)]
@@ -367,6 +429,55 @@ unsafe fn sdot(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
         );
     }
     acc
+}
+
+/// The same of codes whose top bit is no sign; the intrinsic is not stable yet.
+///
+/// # Safety
+/// Needs the extension i8mm.
+#[inline(always)]
+unsafe fn usdot(mut acc: int32x4_t, a: uint8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: the caller vouches for the extension; the instruction touches registers only.
+    unsafe {
+        asm!(
+            ".arch_extension i8mm",
+            "usdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
+            inout(vreg) acc, in(vreg) a, in(vreg) b,
+            options(pure, nomem, nostack)
+        );
+    }
+    acc
+}
+
+/// Two rows of eight codes by two of eight signed bytes; the intrinsic is not stable yet.
+///
+/// # Safety
+/// Needs the extension i8mm.
+#[inline(always)]
+unsafe fn usmmla(mut acc: int32x4_t, a: uint8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: the caller vouches for the extension; the instruction touches registers only.
+    unsafe {
+        asm!(
+            ".arch_extension i8mm",
+            "usmmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
+            inout(vreg) acc, in(vreg) a, in(vreg) b,
+            options(pure, nomem, nostack)
+        );
+    }
+    acc
+}
+
+/// What [`sdot`] does, for `b` in −127 ..= 127: two products fit into 16 bits.
+///
+/// # Safety
+/// Needs NEON.
+#[inline(always)]
+unsafe fn four_products(acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: the caller vouches for NEON.
+    unsafe {
+        let (low, high) = (vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b));
+        vpadalq_s16(acc, vpaddq_s16(low, high))
+    }
 }
 
 /// Byte `J` of each lane.

@@ -154,6 +154,10 @@ impl Isa for Scalar {
         [x; LANES]
     }
     #[inline(always)]
+    fn splat_pair_i(self, x: [i32; 2]) -> I {
+        from_fn(|i| x[i % 2])
+    }
+    #[inline(always)]
     fn to_f32(self, x: I) -> F {
         x.map(|x| x as f32)
     }

@@ -33,12 +33,14 @@ struct Everything {
     codes: [u8; 64],
     nibbles: [u8; 64],
     x: [i8; 4],
+    tokens: [i8; 16],
     mask: [u8; 8],
     table: [u8; 16],
 }
 
 impl Op for Everything {
     const BF16: bool = true;
+    const BYTES: bool = true;
     type Out = Vec<(&'static str, Vec<u32>)>;
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Self::Out {
@@ -160,7 +162,38 @@ impl Everything {
         let less: i32 = self.x.iter().map(|x| i32::from(*x)).sum::<i32>() * (128 - I::DOT_BIAS);
         let start = isa.splat_i(-less);
         all.push(("dot", bits(isa, isa.to_f32(isa.dot(start, codes, x)))));
+        let pair = isa.splat_pair_i([self.whole[0], self.whole[1]]);
+        all.push(("splat_pair_i", bits(isa, isa.to_f32(pair))));
+        self.matrix(isa, all);
         isa.prefetch(std::ptr::null());
+    }
+
+    /// The products of sixteen rows' eight codes with two tokens' eight inputs.
+    #[inline(always)]
+    fn matrix<I: Isa>(&self, isa: I, all: &mut Vec<(&'static str, Vec<u32>)>) {
+        let codes = [isa.load_bytes(&self.codes), isa.load_bytes(&self.nibbles)];
+        let rows = isa.matrix_codes(codes);
+        let x = isa.splat_quarter(&self.tokens.map(i8::cast_unsigned));
+        let less = isa.splat_quarter(&self.tokens.map(|x| (-x).cast_unsigned()));
+        let middle = isa.load_bytes(&[128; 64]);
+        let mut sums = [isa.splat_pair_i([-1_000, 1_000]); 2];
+        for (sum, rows) in sums.iter_mut().zip(rows) {
+            all.push(("matrix_codes", lanes_of(isa, rows)));
+            // The bias is 128 or 0: together they take 128 off every code, whichever it is.
+            *sum = isa.dot_matrix(isa.dot_matrix(*sum, rows, x), middle, less);
+        }
+        for (name, sums) in ["a token's", "the other's"].into_iter().zip(isa.matrix_sums(sums)) {
+            let sums = bits(isa, sums);
+            let (start, at) = if name == "a token's" { (-1_000, 0) } else { (1_000, 8) };
+            let product = |row: usize| -> i32 {
+                let codes = self.codes[4 * row..][..4].iter().chain(&self.nibbles[4 * row..][..4]);
+                let pairs = codes.zip(&self.tokens[at..at + 8]);
+                start + pairs.map(|(code, x)| (i32::from(*code) - 128) * i32::from(*x)).sum::<i32>()
+            };
+            let known: Vec<u32> = (0..LANES).map(|row| (product(row) as f32).to_bits()).collect();
+            assert_eq!(sums, known, "{name} sums on {}", I::NAME);
+            all.push((name, sums));
+        }
     }
 }
 
@@ -192,12 +225,15 @@ fn random(rng: &mut ChaCha8Rng) -> Everything {
         whole: std::array::from_fn(|_| rng.random_range(-1016..=1016)),
         codes: finite(codes),
         nibbles: std::array::from_fn(|_| rng.random_range(0..16)),
-        x: std::array::from_fn(|_| {
-            [-127, 127, rng.random_range(-127..=127)][rng.random_range(0..3)]
-        }),
+        x: signed(rng),
+        tokens: signed(rng),
         mask: rng.random(),
         table: rng.random(),
     }
+}
+
+fn signed<const N: usize>(rng: &mut ChaCha8Rng) -> [i8; N] {
+    std::array::from_fn(|_| [-127, 127, rng.random_range(-127..=127)][rng.random_range(0..3)])
 }
 
 /// Bytes that are no NaN in any float format: which bits of a NaN survive is the machine's choice.
@@ -272,6 +308,7 @@ fn a_forced_instruction_set_lasts_until_its_closure_ends() {
     struct Which;
     impl Op for Which {
         const BF16: bool = true;
+        const BYTES: bool = true;
         type Out = &'static str;
         fn run<I: Isa>(self, _: I) -> &'static str {
             I::NAME

@@ -6,15 +6,22 @@ use crate::{Pool, output::Output};
 /// Inputs rounded to eight bits, in tiles of tokens.
 ///
 /// A tile of N tokens is a run of sub-blocks of 40 N bytes: eight times four columns of each
-/// token as i8, then each token's f32 scale, then its correction for the zero of the codes: their
-/// sum times that zero as i32; where rows have offsets of their own the scaled sum as f32, or the
-/// plain one as i32 where there is a zero as well; where sub-blocks have two parts, the plain sum
-/// of each as i16.
+/// token as i8 (for [`Isa::dot_matrix`] four times eight), then each token's f32 scale, then its
+/// correction for the zero of the codes: their sum times that zero as i32; where rows have offsets
+/// of their own the scaled sum as f32, or the plain one as i32 where there is a zero as well; where
+/// sub-blocks have two parts, the plain sum of each as i16.
 pub(super) struct Activations<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) subs: usize,
     pub(super) t: usize,
     pub(super) tile: usize,
+}
+
+/// How many tokens a tile has at most, and what it is a multiple of where there are as many.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles {
+    pub(super) most: usize,
+    pub(super) of: usize,
 }
 
 /// Bytes of one token's sub-block.
@@ -27,16 +34,15 @@ impl<'a> Activations<'a> {
     }
 
     /// Rounds `x` `[t, cols]`, perhaps with scales of tokens that it has been rounded to already,
-    /// padded with zeros to `subs` sub-blocks, in tiles of at most `most`
-    /// tokens that are as even as can be.
+    /// padded with zeros to `subs` sub-blocks, in tiles that are as even as can be.
     pub(super) fn quantize(
         pool: &Pool,
         (x, scales): (&[f32], Option<&[f32]>),
-        (t, subs, most): (usize, usize, usize),
+        (t, subs, tiles): (usize, usize, Tiles),
         kind: Kind,
         room: &'a mut [u8],
     ) -> Self {
-        let tile = t.div_ceil(t.div_ceil(most));
+        let tile = t.div_ceil(t.div_ceil(tiles.most)).next_multiple_of(tiles.of);
         let token = subs * TOKEN_SUB;
         let cols = x.len() / t;
         let out = Output::new(room);
@@ -71,6 +77,7 @@ struct Quantize<'a> {
 }
 
 impl Op for Quantize<'_> {
+    const BYTES: bool = true;
     type Out = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
@@ -86,7 +93,11 @@ impl Op for Quantize<'_> {
                 numbers[..from.len()].copy_from_slice(from);
                 let (bytes, scale) = round(isa, &numbers, known.map(|known| known[n]));
                 for (j, four) in bytes.as_chunks::<4>().0.iter().enumerate() {
-                    let at = 4 * (j * tokens + n);
+                    let at = if I::MATRIX {
+                        4 * (2 * (j / 2 * tokens + n) + j % 2)
+                    } else {
+                        4 * (j * tokens + n)
+                    };
                     codes[at..at + 4].copy_from_slice(&four.map(i8::cast_unsigned));
                 }
                 let total: i32 = bytes.iter().map(|b| i32::from(*b)).sum();

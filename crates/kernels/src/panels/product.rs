@@ -1,10 +1,10 @@
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
 use lathe_simd::{Isa, LANES, Op};
 
 use super::{
     Panels,
-    activations::{Activations, TOKEN_SUB},
+    activations::{Activations, TOKEN_SUB, Tiles},
     codes::Codes,
     head::Head,
     kind::{Layout, with_layout},
@@ -27,15 +27,16 @@ thread_local! {
     static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Asks for the tile that the registers of the chosen instruction set hold.
+/// Asks for the tiles that suit the chosen instruction set.
 #[derive(Clone)]
 struct TileTokens;
 
 impl Op for TileTokens {
-    type Out = usize;
+    const BYTES: bool = true;
+    type Out = Tiles;
     #[inline(always)]
-    fn run<I: Isa>(self, _: I) -> usize {
-        tile_tokens::<I>()
+    fn run<I: Isa>(self, _: I) -> Tiles {
+        Tiles { most: tile_tokens::<I>(), of: if I::MATRIX { 2 } else { 1 } }
     }
 }
 
@@ -61,10 +62,10 @@ pub(super) fn matmul(
     if room.len() < need {
         room.resize(need, 0);
     }
-    let most = lathe_simd::run(TileTokens);
-    let x = Activations::quantize(pool, x, (t, subs, most), shape.kind, &mut room);
+    let tiles = lathe_simd::run(TileTokens);
+    let x = Activations::quantize(pool, x, (t, subs, tiles), shape.kind, &mut room);
     let pairs = shape.count().div_ceil(2);
-    let bytes = if t <= most { STREAM_BYTES } else { TASK_BYTES };
+    let bytes = if t <= tiles.most { STREAM_BYTES } else { TASK_BYTES };
     let most = (bytes / (2 * shape.panel_bytes())).max(1);
     let per_task = most.min(pairs.div_ceil(4 * pool.threads()));
     let out = Output::new(out);
@@ -89,6 +90,7 @@ struct Strip<'a> {
 struct Product<'a, K>(Strip<'a>, std::marker::PhantomData<K>);
 
 impl<K: Layout> Op for Product<'_, K> {
+    const BYTES: bool = true;
     type Out = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
@@ -239,38 +241,20 @@ unsafe fn sub<I: Isa, K: Layout, const P: usize, const N: usize>(
     let parts = K::Head::PARTS;
     let inputs = Inputs::<N>(x);
     for part in 0..parts {
-        let mut dots = [[isa.splat_i(0); N]; P];
-        // SAFETY: the caller vouches for the places; those of `x` are multiples of four from its
-        // start, but are read without regard to alignment.
+        // SAFETY: the caller vouches for the places.
         unsafe {
-            for n in 0..N {
-                let start = inputs.start::<I, K>(n, part);
-                for p in 0..P {
-                    dots[p][n] = isa.splat_i(start);
-                }
-            }
-            for j in part * 4 / parts..(part + 1) * 4 / parts {
-                let mut codes = [K::Codes::pair(isa, code, j); P];
-                for p in 1..P {
-                    codes[p] = K::Codes::pair(isa, code.add(p * stride), j);
-                }
-                for half in 0..2 {
-                    for n in 0..N {
-                        let four = isa.splat_bytes(&*x.add(4 * ((2 * j + half) * N + n)).cast());
-                        for p in 0..P {
-                            dots[p][n] = K::Codes::dot(isa, dots[p][n], codes[p][half], four);
-                        }
-                    }
-                }
-            }
+            let dots = if I::MATRIX && N > 1 {
+                matrix_dots::<I, K, P, N>(isa, part, (code, stride), &inputs)
+            } else {
+                dots::<I, K, P, N>(isa, part, (code, stride), &inputs)
+            };
             for p in 0..P {
                 let scales = K::Head::scales(isa, head.add(p * stride), parts * index + part);
                 let offsets = K::Head::offsets(isa, head.add(p * stride), parts * index + part);
                 for n in 0..N {
                     let scale = isa.splat(inputs.scale(n));
-                    let dot = isa.to_f32(dots[p][n]);
                     let by = if K::Head::SCALES { isa.mul(scales, scale) } else { scale };
-                    sums[p][n] = isa.fma(dot, by, sums[p][n]);
+                    sums[p][n] = isa.fma(dots[p][n], by, sums[p][n]);
                     if K::Head::OFFSETS {
                         let total = isa.splat(inputs.less::<K>(n, part));
                         sums[p][n] = isa.fma(offsets, total, sums[p][n]);
@@ -281,10 +265,117 @@ unsafe fn sub<I: Isa, K: Layout, const P: usize, const N: usize>(
     }
 }
 
+/// The integer sums of a part, four columns of sixteen rows at a time.
+///
+/// # Safety
+/// As [`sub`]: the sub-block in all `P` panels, and of the inputs, can be read.
+#[inline(always)]
+unsafe fn dots<I: Isa, K: Layout, const P: usize, const N: usize>(
+    isa: I,
+    part: usize,
+    (code, stride): (*const u8, usize),
+    inputs: &Inputs<N>,
+) -> [[I::F; N]; P] {
+    let mut dots = [[isa.splat_i(0); N]; P];
+    // SAFETY: the caller vouches for the places.
+    unsafe {
+        for n in 0..N {
+            let start = inputs.start::<I, K>(n, part);
+            for p in 0..P {
+                dots[p][n] = isa.splat_i(start);
+            }
+        }
+        for j in eights::<K>(part) {
+            let mut codes = [K::Codes::pair(isa, code, j); P];
+            for p in 1..P {
+                codes[p] = K::Codes::pair(isa, code.add(p * stride), j);
+            }
+            for half in 0..2 {
+                for n in 0..N {
+                    let four = isa.splat_bytes(inputs.codes((2 * j + half) * N + n));
+                    for p in 0..P {
+                        dots[p][n] = K::Codes::dot(isa, dots[p][n], codes[p][half], four);
+                    }
+                }
+            }
+        }
+    }
+    let mut floats = [[isa.splat(0.0); N]; P];
+    for p in 0..P {
+        for n in 0..N {
+            floats[p][n] = isa.to_f32(dots[p][n]);
+        }
+    }
+    floats
+}
+
+/// The same eight columns of two tokens at a time; the second of an odd number's last two is what
+/// lies behind, and its sums are left.
+///
+/// # Safety
+/// As [`dots`].
+#[inline(always)]
+unsafe fn matrix_dots<I: Isa, K: Layout, const P: usize, const N: usize>(
+    isa: I,
+    part: usize,
+    (code, stride): (*const u8, usize),
+    inputs: &Inputs<N>,
+) -> [[I::F; N]; P] {
+    /// Twos of tokens in the widest tile.
+    const TWOS: usize = 3;
+    let mut dots = [[[isa.splat_i(0); 2]; TWOS]; P];
+    // SAFETY: the caller vouches for the places; behind the inputs of the last token lie scales.
+    unsafe {
+        for two in 0..N.div_ceil(2) {
+            let last = 2 * two + 1;
+            let other = if last < N { inputs.start::<I, K>(last, part) } else { 0 };
+            let start = [inputs.start::<I, K>(last - 1, part), other];
+            for p in 0..P {
+                dots[p][two] = [isa.splat_pair_i(start); 2];
+            }
+        }
+        for j in eights::<K>(part) {
+            for p in 0..P {
+                let codes = isa.matrix_codes(K::Codes::pair(isa, code.add(p * stride), j));
+                for two in 0..N.div_ceil(2) {
+                    let x = isa.splat_quarter(inputs.codes(2 * (j * N + 2 * two)));
+                    let [low, high] = dots[p][two];
+                    dots[p][two] =
+                        [isa.dot_matrix(low, codes[0], x), isa.dot_matrix(high, codes[1], x)];
+                }
+            }
+        }
+    }
+    let mut floats = [[isa.splat(0.0); N]; P];
+    for p in 0..P {
+        for n in 0..N {
+            floats[p][n] = isa.matrix_sums(dots[p][n / 2])[n % 2];
+        }
+    }
+    floats
+}
+
+/// Which eight columns of a sub-block a part has.
+#[inline(always)]
+fn eights<K: Layout>(part: usize) -> Range<usize> {
+    let parts = K::Head::PARTS;
+    part * 4 / parts..(part + 1) * 4 / parts
+}
+
 /// A sub-block of `N` tokens.
 struct Inputs<const N: usize>(*const u8);
 
 impl<const N: usize> Inputs<N> {
+    /// The codes from the `four`th four on, read without regard to alignment.
+    ///
+    /// # Safety
+    /// A sub-block of `N` tokens can be read, and has so many bytes from there on.
+    #[inline(always)]
+    unsafe fn codes<T>(&self, four: usize) -> &T {
+        // SAFETY: the caller vouches for it; bytes have no alignment.
+        unsafe { &*self.0.add(4 * four).cast() }
+    }
+
     /// What token `n`'s codes are multiples of.
     ///
     /// # Safety

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Tokens of the products: single, odd, and more than any tile.
-const TOKENS: [usize; 5] = [1, 2, 3, 7, 33];
+const TOKENS: [usize; 6] = [1, 2, 3, 7, 11, 33];
 
 fn normal(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
     // A sum of twelve uniforms: normal enough, with tails that make blocks differ.
@@ -186,10 +186,15 @@ fn extreme_codes_and_inputs_neither_overflow_nor_saturate() {
             for weights in [weights, signed] {
                 let blocks = format.encode(rows, cols, &weights, 1).unwrap();
                 for (other, pattern) in patterns {
-                    let x: Vec<f32> = (0..cols).map(pattern).collect();
-                    check(&blocks, &x, 1, &format!("{name} by {other}"));
-                    let x: Vec<f32> = (0..cols).map(|i| pattern(i) * signs(i)).collect();
-                    check(&blocks, &x, 1, &format!("{name} by alternating {other}"));
+                    let x = (0..2 * cols).map(|i| match i / cols {
+                        0 => pattern(i),
+                        _ => pattern(i - cols) * signs(i),
+                    });
+                    let x: Vec<f32> = x.collect();
+                    let (plain, alternating) = x.split_at(cols);
+                    check(&blocks, plain, 1, &format!("{name} by {other}"));
+                    check(&blocks, alternating, 1, &format!("{name} by alternating {other}"));
+                    check(&blocks, &x, 2, &format!("{name} by both of {other}"));
                 }
             }
         }
