@@ -7,12 +7,11 @@ use std::{
     time::Duration,
 };
 
-use lathe_api::Engine;
-use lathe_base::{Progress, Seconds};
+use lathe_base::{Bytes, Progress};
 use lathe_machine::Monitor;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Error, Trial, Workload, group, measure};
+use crate::{Error, Trial, Workload, group};
 
 /// What a trial's process is told: which model on which engine, and what to do with it.
 ///
@@ -26,9 +25,20 @@ pub struct Order {
 /// What a trial's process answers: one line of JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
-    Done(Box<Trial>),
+enum Answer<T> {
+    Done(T),
     Failed(String),
+}
+
+/// What a trial's processes may use of the machine, whatever engine they run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Logical processors that they may run on; all of ours where `None` or where the system cannot
+    /// be told.
+    pub cores: Option<usize>,
+    /// Memory of all of them together, without the pages of files; a trial that takes more is
+    /// stopped.
+    pub memory: Option<Bytes>,
 }
 
 /// Starts trials in fresh processes.
@@ -39,20 +49,34 @@ pub struct Launcher {
     pub arguments: Vec<String>,
     /// A trial that takes longer is stopped.
     pub timeout: Duration,
+    pub limits: Limits,
 }
 
 impl Launcher {
     /// Runs one trial in a process of its own and waits for its samples.
     ///
     /// # Errors
-    /// A process that dies, hangs or refuses costs this trial alone; the error says which, with
-    /// the last thing that it printed.
+    /// As [`Launcher::ask`].
     pub fn run(
         &self,
         order: &Order,
         monitor: &Monitor,
         progress: &dyn Progress,
     ) -> Result<Trial, Error> {
+        self.ask(order, monitor, progress)
+    }
+
+    /// Starts the program, tells it what to do and waits for its answer.
+    ///
+    /// # Errors
+    /// A process that dies, hangs, takes too much memory or refuses costs this answer alone; the
+    /// error says which, with the last thing that it printed.
+    pub fn ask<T: DeserializeOwned>(
+        &self,
+        order: &impl Serialize,
+        monitor: &Monitor,
+        progress: &dyn Progress,
+    ) -> Result<T, Error> {
         let spawn = |source| Error::Spawn { program: self.program.display().to_string(), source };
         let mut command = Command::new(&self.program);
         command
@@ -62,8 +86,10 @@ impl Launcher {
             .stderr(Stdio::piped());
         group::lead(&mut command);
         let mut child = command.spawn().map_err(spawn)?;
+        // Before it is told what to do, and so before it has started anything.
+        self.limits.cores.inspect(|cores| group::confine(&child, *cores));
         monitor.watch(Some(child.id()));
-        let outcome = self.talk(&mut child, order, progress);
+        let outcome = self.talk(&mut child, order, monitor, progress);
         // What it started goes with it, however it ended.
         if !matches!(outcome, Err(Error::Died { .. })) {
             group::kill(&mut child);
@@ -73,12 +99,13 @@ impl Launcher {
         outcome
     }
 
-    fn talk(
+    fn talk<T: DeserializeOwned>(
         &self,
         child: &mut Child,
-        order: &Order,
+        order: &impl Serialize,
+        monitor: &Monitor,
         progress: &dyn Progress,
-    ) -> Result<Trial, Error> {
+    ) -> Result<T, Error> {
         let said = tail_of(child.stderr.take());
         let stdout = child.stdout.take();
         // The pipe stays open while we live: its end tells the child to stop (see `answer`).
@@ -101,13 +128,18 @@ impl Launcher {
                 Err(mpsc::RecvTimeoutError::Timeout) => waited += step,
             }
             progress.check()?;
+            if let Some((limit, took)) = self.limits.memory.zip(monitor.private())
+                && took > limit
+            {
+                return Err(Error::TookTooMuch { took, limit });
+            }
             if waited > self.timeout {
                 return Err(Error::TimedOut { seconds: self.timeout.as_secs() });
             }
         };
         drop(stdin);
         match serde_json::from_str(&text) {
-            Ok(Answer::Done(trial)) => Ok(*trial),
+            Ok(Answer::Done(answer)) => Ok(answer),
             Ok(Answer::Failed(why)) => Err(Error::Refused(why)),
             Err(_) => {
                 let status = group::ended(child);
@@ -135,14 +167,13 @@ fn tail_of(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Strin
     })
 }
 
-/// The other side: reads an [`Order`] from stdin, has the engine made, measures, and answers on
+/// The other side of [`Launcher::ask`]: reads an order from stdin, has it carried out, and answers on
 /// stdout. Ends the process when the parent is gone.
 ///
 /// # Errors
 /// Only where stdin or stdout break; everything else is part of the answer.
-pub fn answer(
-    make: impl FnOnce(&Order) -> Result<(Box<dyn Engine>, Seconds), String>,
-    progress: &dyn Progress,
+pub fn answer<O: DeserializeOwned, T: Serialize>(
+    carry_out: impl FnOnce(O) -> Result<T, String>,
 ) -> io::Result<()> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
@@ -151,14 +182,11 @@ pub fn answer(
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
         group::end();
     });
-    let outcome = serde_json::from_str::<Order>(&line)
+    let outcome = serde_json::from_str(&line)
         .map_err(|error| format!("the order is not understood: {error}"))
-        .and_then(|order| {
-            let (engine, load) = make(&order)?;
-            measure(engine.as_ref(), load, &order.workload, progress).map_err(|e| e.to_string())
-        });
+        .and_then(carry_out);
     let answer = match outcome {
-        Ok(trial) => Answer::Done(Box::new(trial)),
+        Ok(done) => Answer::Done(done),
         Err(why) => Answer::Failed(why),
     };
     let mut out = io::stdout().lock();

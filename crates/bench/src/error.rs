@@ -23,6 +23,12 @@ pub enum Error {
     #[error("the trial was stopped after {seconds} s without an end")]
     TimedOut { seconds: u64 },
 
+    /// The trial's processes took more memory than they were given.
+    #[error(
+        "the trial was stopped when it took {took} of memory, more than the {limit} it may take"
+    )]
+    TookTooMuch { took: lathe_base::Bytes, limit: lathe_base::Bytes },
+
     /// Fewer tokens came than were asked for: the engine's figures would not be comparable.
     #[error("asked for {asked} tokens, the engine generated {generated}")]
     ShortAnswer { asked: usize, generated: usize },

@@ -30,6 +30,40 @@ pub(crate) fn kill(child: &mut Child) {
     let _ = child.kill();
 }
 
+/// Keeps `child`, and all that it will start, on the first `cores` of our own processors: whole cores
+/// first, so that two threads of ours do not share one while others idle.
+#[cfg(target_os = "linux")]
+pub(crate) fn confine(child: &Child, cores: usize) {
+    use nix::{
+        sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+        unistd::Pid,
+    };
+    let Ok(own) = sched_getaffinity(Pid::from_raw(0)) else { return };
+    let mut processors: Vec<usize> =
+        (0..CpuSet::count()).filter(|cpu| own.is_set(*cpu).unwrap_or(false)).collect();
+    if cores >= processors.len() {
+        return;
+    }
+    // A processor's place among those of its core.
+    let place = |cpu: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        let siblings = std::fs::read_to_string(path).unwrap_or_default();
+        siblings.trim().split([',', '-']).position(|id| id.parse() == Ok(cpu)).unwrap_or(0)
+    };
+    processors.sort_by_key(|cpu| (place(*cpu), *cpu));
+    let mut set = CpuSet::new();
+    for cpu in processors.into_iter().take(cores) {
+        let _ = set.set(cpu);
+    }
+    if let Ok(pid) = i32::try_from(child.id()) {
+        // Where the system refuses, the trial runs where it likes.
+        let _ = sched_setaffinity(Pid::from_raw(pid), &set);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn confine(_: &Child, _: usize) {}
+
 /// Waits until `child` has ended by itself, then ends what is left of its group; how it ended.
 pub(crate) fn ended(child: &mut Child) -> String {
     #[cfg(unix)]

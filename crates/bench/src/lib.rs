@@ -10,9 +10,9 @@ mod rounds;
 mod sample;
 mod workload;
 
-pub use child::{Launcher, Order, answer};
+pub use child::{Launcher, Limits, Order, answer};
 pub use error::Error;
 pub use figures::{Figures, Measure, figures, ratio};
-pub use rounds::{Round, rounds};
+pub use rounds::{Next, Round, rounds};
 pub use sample::{BatchSample, RequestSample, Trial};
 pub use workload::{Text, Workload, measure};

@@ -18,6 +18,14 @@ pub struct Round {
     pub outcome: Result<Trial, String>,
 }
 
+/// How it goes on with a candidate after a trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    Again,
+    /// It is not tried any more.
+    Drop,
+}
+
 /// Runs the candidates in turn, round by round (A B C A B C …), each trial in a fresh process.
 ///
 /// Interleaving lets a drift of the machine (heat, neighbours) fall on all candidates alike, so
@@ -34,18 +42,21 @@ pub fn rounds<E: From<Error>>(
     done: &[Round],
     monitor: &Monitor,
     progress: &dyn Progress,
-    keep: &mut dyn FnMut(Round) -> Result<(), E>,
+    keep: &mut dyn FnMut(Round) -> Result<Next, E>,
 ) -> Result<(), E> {
     let is_done = |round: usize, id: &str| {
         done.iter().any(|trial| trial.round == round && trial.candidate == id)
     };
     let total = (count.len() * candidates.len()) as u64;
     let mut finished = 0;
+    let mut dropped: Vec<&str> = Vec::new();
     for round in count {
         for (id, order) in candidates {
-            if !is_done(round, id) {
+            if !is_done(round, id) && !dropped.contains(&id.as_str()) {
                 progress.at(&format!("round {}: {id}", round + 1), finished, total);
-                keep(trial(launcher, round, id, order, monitor, progress)?)?;
+                if keep(trial(launcher, round, id, order, monitor, progress)?)? == Next::Drop {
+                    dropped.push(id);
+                }
             }
             finished += 1;
         }

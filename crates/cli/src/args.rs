@@ -81,6 +81,9 @@ pub(crate) enum Command {
     /// One measurement in a process of its own; used by bench and optimize
     #[command(name = "trial", hide = true)]
     Trial,
+    /// Whether an engine computes the same, found out in a process of its own; used by optimize
+    #[command(name = "conform", hide = true)]
+    Conform,
     /// A server with set latencies; used by bench --load
     #[command(name = "mock", hide = true)]
     Mock(commands::mock::MockArgs),

@@ -85,18 +85,34 @@ pub(crate) fn exported(model: &Path, options: Options, context: usize) -> anyhow
         return Ok(model.to_owned());
     }
     let checkpoint = Checkpoint::open(model)?;
-    let known = Model::read(&checkpoint)?;
-    // More positions than the model's own only where that is asked for.
-    let usual = known.spec.context.min(longest(&known.spec));
-    let options = Options { context: (context > usual).then_some(context), ..options };
+    let options = Options { context: beyond(&Model::read(&checkpoint)?, context), ..options };
     let folder = cache()
         .context("onnxruntime: there is no folder for its graphs; set XDG_CACHE_HOME")?
         .join(format!("{}-{:016x}", stem(model), sum(&checkpoint, options)?));
     if !folder.join(GRAPH).is_file() {
         tracing::info!("writing {} for onnxruntime to {}", model.display(), folder.display());
-        write(&checkpoint, &known, options, (&folder, false), &Silent)?;
+        graph(model, options, context, &folder, &Silent)?;
     }
     Ok(folder)
+}
+
+/// Writes a model's graph, with room for `context` positions.
+pub(crate) fn graph(
+    model: &Path,
+    options: Options,
+    context: usize,
+    out: &Path,
+    progress: &dyn Progress,
+) -> anyhow::Result<Summary> {
+    let checkpoint = Checkpoint::open(model)?;
+    let known = Model::read(&checkpoint)?;
+    let options = Options { context: beyond(&known, context), ..options };
+    write(&checkpoint, &known, options, (out, true), progress)
+}
+
+/// More positions than the model's own only where that is asked for.
+fn beyond(model: &Model, context: usize) -> Option<usize> {
+    (context > model.spec.context.min(longest(&model.spec))).then_some(context)
 }
 
 /// What the files and the options are: by names, lengths and times, not by contents.

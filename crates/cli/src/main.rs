@@ -4,6 +4,7 @@ mod args;
 mod cards;
 mod change;
 mod commands;
+mod conformance;
 mod exit;
 mod fitting;
 mod graphs;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => commands::completions::run(args),
         Command::Man(args) => commands::man::run(args),
         Command::Trial => commands::trial::run(),
+        Command::Conform => commands::trial::conform(),
         Command::Mock(args) => commands::mock::run(&args),
         Command::Guard(args) => commands::guard::run(args),
     };

@@ -59,7 +59,7 @@ pub(crate) fn engine(order: &EngineOrder) -> anyhow::Result<Box<dyn Engine>> {
 }
 
 /// Opens what an order names.
-fn here(model: &Path) -> anyhow::Result<Checkpoint> {
+pub(crate) fn here(model: &Path) -> anyhow::Result<Checkpoint> {
     if is_demo(&model.to_string_lossy()) { demo() } else { Ok(Checkpoint::open(model)?) }
 }
 

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use lathe_adapters::{
     llamacpp::{self, Installation, LlamaCpp, Settings},
     onnxruntime::{self, Library, OnnxRuntime},
@@ -15,12 +15,14 @@ use lathe_adapters::{
     vllm,
 };
 use lathe_api::Engine;
-use lathe_base::Seconds;
+use lathe_base::{Progress, Seconds};
+use lathe_optimize::EngineChoice;
 use lathe_preflight::{Device, EngineRules, Rules, check};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    graphs::{Wanted, exported},
+    commands::engines::KNOWN,
+    graphs::{Wanted, exported, graph},
     loading::obstacle_words,
 };
 
@@ -69,6 +71,26 @@ impl PeerOrder {
             }
         }
     }
+
+    /// The command by which a person starts the same, where there is a program for it.
+    pub(crate) fn command(&self) -> Option<String> {
+        let (program, words) = match self {
+            Self::LlamaCpp(options) => (&options.program, options.arguments.clone()),
+            Self::Vllm(options) => (&options.python, vllm::words(options)),
+            Self::Transformers(_) | Self::OnnxRuntime(_) | Self::Openai(_) => return None,
+        };
+        let words = std::iter::once(program.display().to_string()).chain(words);
+        Some(words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// `lathe guard`, where there is one: see [`crate::commands::guard`].
@@ -122,6 +144,28 @@ pub(crate) struct Places {
     pub(crate) arguments: Vec<(String, String)>,
 }
 
+impl Places {
+    /// What is said of one engine, to be kept with a run.
+    pub(crate) fn choice(&self, name: String) -> EngineChoice {
+        let (path, arguments) = (last(&self.paths, &name), last(&self.arguments, &name));
+        EngineChoice { name, path, arguments }
+    }
+
+    /// The same of engines of a run.
+    pub(crate) fn of(choices: &[EngineChoice]) -> Self {
+        let list = |of: fn(&EngineChoice) -> &Option<String>| {
+            let named = choices.iter().filter_map(|c| Some((c.name.clone(), of(c).clone()?)));
+            named.collect()
+        };
+        Self { paths: list(|choice| &choice.path), arguments: list(|choice| &choice.arguments) }
+    }
+}
+
+/// What was said of an engine last.
+fn last(list: &[(String, String)], name: &str) -> Option<String> {
+    list.iter().rev().find(|(engine, _)| engine == name).map(|(_, value)| value.clone())
+}
+
 /// The program of a llama.cpp server, and folders below an installation where it may lie.
 const LLAMA_SERVER: &str = "llama-server";
 const FOLDERS: [&str; 4] = ["", "bin", "build/bin", "build/bin/Release"];
@@ -139,12 +183,9 @@ impl Peer {
         if let Some((_, why)) = LATER.iter().find(|(later, _)| *later == name) {
             bail!("--against {name}: {why}");
         }
-        let of = |list: &[(String, String)]| -> Option<String> {
-            list.iter().rev().find(|(engine, _)| engine == name).map(|(_, value)| value.clone())
-        };
-        let arguments = of(&places.arguments).unwrap_or_default();
+        let arguments = last(&places.arguments, name).unwrap_or_default();
         let arguments = arguments.split_whitespace().map(str::to_owned).collect();
-        let given = of(&places.paths);
+        let given = last(&places.paths, name);
         let kind = match given.as_deref() {
             Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
                 Kind::Url(url.trim_end_matches('/').trim_end_matches("/v1").to_owned())
@@ -155,6 +196,23 @@ impl Peer {
             path => Kind::find(name, path)?,
         };
         Ok(Self { name: name.to_owned(), kind, arguments })
+    }
+
+    /// As [`Peer::find`], for another flag than `--against`.
+    pub(crate) fn find_for(flag: &str, name: &str, places: &Places) -> anyhow::Result<Self> {
+        Self::find(name, places)
+            .map_err(|why| anyhow!(format!("{why:#}").replace("--against", flag)))
+    }
+
+    /// All that are found among those that are known, and those that the user says where they are.
+    pub(crate) fn all(places: &Places) -> Vec<Self> {
+        let mut names: Vec<&str> = KNOWN.to_vec();
+        for (name, _) in &places.paths {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        names.into_iter().filter_map(|name| Self::find(name, places).ok()).collect()
     }
 
     /// Whether it is started on files of ours.
@@ -210,6 +268,12 @@ impl Peer {
             Kind::OnnxRuntime(library) => at(&library.path, &library.version),
             Kind::Url(url) => (url.clone(), "as it answers".to_owned()),
         }
+    }
+
+    /// Why the engine cannot keep its KV cache in a type, as far as is known beforehand.
+    pub(crate) fn refuses_kv(&self, kv: &str) -> Option<String> {
+        let refused = (!self.chooses_kv()).then(|| self.own_cache(kv).err()).flatten();
+        refused.map(|why| why.to_string())
     }
 
     /// Why the engine will not load such files, as far as is known beforehand.
@@ -307,6 +371,25 @@ impl Peer {
                 patience,
             }),
         })
+    }
+
+    /// Whether the type of its KV cache can be chosen.
+    pub(crate) fn chooses_kv(&self) -> bool {
+        matches!(self.kind, Kind::LlamaServer(_))
+    }
+
+    /// What it needs made of a model's files before it reads them; it reads most as they are.
+    ///
+    /// `out` is a path for it. **Errors**: it cannot be made.
+    pub(crate) fn adapt(
+        &self,
+        (model, context): (&Path, usize),
+        out: &Path,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<bool> {
+        let Kind::OnnxRuntime(_) = &self.kind else { return Ok(false) };
+        graph(model, Wanted::read(&self.arguments)?.graph, context, out, progress)?;
+        Ok(true)
     }
 
     /// Refuses types of the KV cache that differ from what the engine uses by itself: the type that

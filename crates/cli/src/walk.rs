@@ -1,6 +1,7 @@
 //! `lathe optimize`: from options to a run, and the run's report.
 
 mod data;
+mod elsewhere;
 mod facts;
 mod shop;
 
@@ -14,15 +15,18 @@ use lathe_base::{Progress, Seconds};
 use lathe_bench::{Launcher, Workload};
 use lathe_machine::Machine;
 use lathe_optimize::{
-    BASE, Basis, Candidate, Coding, LAYOUT, Made, Planned, Run, Settings, Walk, judge, plan, rank,
+    BASE, Basis, Candidate, Coding, Cost, LAYOUT, Made, Planned, Run, Settings, Sizes, Walk, judge,
+    plan, rank,
 };
 
 use crate::{
     args::Global,
     cards,
-    commands::{optimize::OptimizeArgs, system::default_threads},
+    commands::{bench::limits, optimize::OptimizeArgs, system::default_threads},
     exit::Ended,
-    open, show, ui,
+    open,
+    peers::Peer,
+    show, ui,
 };
 use shop::Shop;
 
@@ -35,13 +39,17 @@ pub(crate) fn run(args: &OptimizeArgs, global: &Global) -> anyhow::Result<Ended>
         Some(folder) => resume(folder, &bar)?,
         None => start(args, &bar)?,
     };
-    let launcher = Launcher {
-        program: std::env::current_exe().context("cannot find the lathe program itself")?,
-        arguments: vec!["trial".to_owned()],
-        timeout: Duration::from_secs_f64(args.measuring.trial_timeout.0.clamp(1.0, 1e6)),
+    let launcher = |what: &str| -> anyhow::Result<Launcher> {
+        Ok(Launcher {
+            program: std::env::current_exe().context("cannot find the lathe program itself")?,
+            arguments: vec![what.to_owned()],
+            timeout: Duration::from_secs_f64(args.measuring.trial_timeout.0.clamp(1.0, 1e6)),
+            limits: limits(run.settings.threads),
+        })
     };
+    let launchers = (launcher("trial")?, launcher("conform")?);
     run.save(&folder)?;
-    let finished = Walk::new(folder.clone(), run, &shop, launcher, &bar).go();
+    let finished = Walk::new(folder.clone(), run, &shop, launchers, &bar).go();
     bar.clear();
     let run = finished.with_context(|| {
         format!(
@@ -68,6 +76,17 @@ fn resume(folder: &Path, progress: &dyn Progress) -> anyhow::Result<(PathBuf, Ru
     if let Some(what) = run.differs(&run.settings, &model, &shop.data.facts) {
         bail!("{} cannot be resumed: {what}; start a new run without --resume", folder.display());
     }
+    for (then, now) in run.engines.iter().zip(shop.engines()) {
+        if then.version != now.version {
+            bail!(
+                "{} cannot be resumed: {} was {} and is {} now; start a new run without --resume",
+                folder.display(),
+                then.name,
+                then.version,
+                now.version
+            );
+        }
+    }
     Ok((folder.to_owned(), run, shop))
 }
 
@@ -85,8 +104,12 @@ fn start(args: &OptimizeArgs, progress: &dyn Progress) -> anyhow::Result<(PathBu
         calibration: args.measuring.calibration.as_deref().map(absolute),
     };
     let context = shop::model_context(&source)?;
-    let settings = settings(args, context)?;
+    let mut settings = settings(args, context)?;
     let shop = Shop::open(&source.to_value()?, &settings, progress)?;
+    if !settings.engines.is_empty() {
+        // The same ids for every engine, and ids that every engine knows.
+        settings.workload.vocab = Some(shop.vocab());
+    }
     progress.at("looking at the machine", 0, 1);
     let machine = Machine::analyse(Some(settings.threads));
     let model = shop.model_facts(&name, progress)?;
@@ -126,6 +149,9 @@ fn start(args: &OptimizeArgs, progress: &dyn Progress) -> anyhow::Result<(PathBu
         given_up: Default::default(),
         rounds: Vec::new(),
         quality: None,
+        engines: shop.engines(),
+        conformance: Default::default(),
+        commands: Default::default(),
         texts: Default::default(),
         timeline: Vec::new(),
         spans: Vec::new(),
@@ -169,6 +195,7 @@ fn settings(args: &OptimizeArgs, model_context: usize) -> anyhow::Result<Setting
         kv,
         kvs,
         formats: measuring.formats()?,
+        engines: args.engines.choices()?,
         kv_for_all: measuring.chose_formats(),
         workload: Workload {
             prompt_tokens,
@@ -212,18 +239,33 @@ fn planned(
     let mut base = plan(&basis, Candidate::base(stored, &settings.kv), Ok(shop.base_sizes()));
     // The base is measured whatever it takes: everything is compared with it.
     let base_trouble = base.dropped.take();
-    let mut others: Vec<Planned> = candidates(shop, settings, stored)
-        .into_iter()
-        .map(|candidate| {
-            let sizes = shop.sizes(&candidate);
-            plan(&basis, candidate, sizes)
-        })
-        .collect();
+    let mut others = elsewhere(shop, &basis, &base, shop.base_sizes());
+    for candidate in candidates(shop, settings, stored) {
+        let sizes = shop.sizes(&candidate);
+        let native = plan(&basis, candidate, sizes.clone());
+        let elsewhere = elsewhere(shop, &basis, &native, sizes.unwrap_or_default());
+        others.push(native);
+        others.extend(elsewhere);
+    }
     rank(&mut others, &settings.requirements);
     if let Some(why) = base_trouble {
         progress.note(&format!("the base model itself {why}; it is measured for comparison"));
     }
     std::iter::once(base).chain(others).collect()
+}
+
+/// The same files on other engines; not tried where Lathe's own is not.
+fn elsewhere(shop: &Shop, basis: &Basis<'_>, native: &Planned, sizes: Sizes) -> Vec<Planned> {
+    let candidate = &native.candidate;
+    let on = |peer: &Peer| {
+        let sizes = match native.dropped.clone().or_else(|| shop.refusal(peer, candidate)) {
+            Some(why) => Err(why),
+            // The files are made once.
+            None => Ok(Sizes { make: Cost::default(), ..sizes }),
+        };
+        plan(basis, candidate.on(&peer.name), sizes)
+    };
+    shop.peers.iter().filter(|peer| shop.suits(peer, candidate)).map(on).collect()
 }
 
 /// Weights that make the model smaller, and the KV caches to try on them.
@@ -247,10 +289,17 @@ fn candidates(shop: &Shop, settings: &Settings, stored: &str) -> Vec<Candidate> 
 }
 
 fn announce(plan: &[Planned], progress: &dyn Progress) {
+    let mut left_out: Vec<(&str, String)> = Vec::new();
     for planned in plan {
-        if let Some(why) = &planned.dropped {
-            progress.note(&format!("not tried: {}: {why}", planned.candidate.label));
+        let (label, why) = (&planned.candidate.label, planned.dropped.as_deref());
+        let Some(why) = why else { continue };
+        match left_out.iter_mut().find(|(reason, _)| *reason == why) {
+            Some((_, labels)) => *labels += &format!(", {label}"),
+            None => left_out.push((why, label.clone())),
         }
+    }
+    for (why, labels) in left_out {
+        progress.note(&format!("not tried: {labels}: {why}"));
     }
     let kept = plan.iter().filter(|p| p.dropped.is_none()).count();
     let made = || plan.iter().filter(|p| p.dropped.is_none()).map(|p| p.make);

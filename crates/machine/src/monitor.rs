@@ -1,5 +1,8 @@
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::AtomicU32, atomic::Ordering},
+    sync::{
+        Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::AtomicU32, atomic::AtomicU64,
+        atomic::Ordering,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -96,6 +99,8 @@ struct Shared {
     stop: AtomicBool,
     /// Process id of the child at work; 0 where there is none.
     child: AtomicU32,
+    /// What it and everything that it started last had in memory of their own; 0 where unknown.
+    private: AtomicU64,
     samples: Mutex<Vec<Sample>>,
 }
 
@@ -116,7 +121,16 @@ impl Monitor {
 
     /// Counts the process `pid` and what it starts as ours from now on; `None` ends it.
     pub fn watch(&self, pid: Option<u32>) {
+        self.shared.private.store(0, Ordering::Relaxed);
         self.shared.child.store(pid.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Resident memory of the process that is watched and of everything that it started, without
+    /// the pages of files, which the system takes back where it needs them: as last looked at;
+    /// `None` where there is none, or the system does not tell.
+    pub fn private(&self) -> Option<Bytes> {
+        let bytes = self.shared.private.load(Ordering::Relaxed);
+        (bytes > 0).then_some(Bytes(bytes))
     }
 
     /// The time since the start: the clock of [`Sample::at`].
@@ -196,6 +210,8 @@ fn record(shared: &Shared, start: Instant) {
         if now.is_none() {
             system.refresh_cpu_usage();
         }
+        let private = (child != 0).then(|| process::private(child)).flatten();
+        shared.private.store(private.map_or(0, |bytes| bytes.0), Ordering::Relaxed);
         let memory = Memory::read();
         let gpu = nvml.as_ref().and_then(gpu::now);
         let sample = Sample {

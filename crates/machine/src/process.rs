@@ -31,6 +31,13 @@ pub(crate) fn resident(pid: u32) -> Option<Bytes> {
     (!sets.is_empty()).then(|| sets.into_iter().sum())
 }
 
+/// The memory of a process and of everything below it that is in no file.
+pub(crate) fn private(pid: u32) -> Option<Bytes> {
+    let sets: Vec<Bytes> =
+        tree(pid).iter().filter_map(|pid| status(&pid.to_string(), "RssAnon:")).collect();
+    (!sets.is_empty()).then(|| sets.into_iter().sum())
+}
+
 /// A process, its children, theirs, and so on; only itself where the system does not tell.
 fn tree(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];

@@ -76,6 +76,9 @@ pub const WAYS: &[Way] = &[
     way("nf4_dq", PLAIN, "NF4 double quant"),
 ];
 
+/// Lathe's own engine.
+pub const NATIVE: &str = "native";
+
 /// The id of the unquantized model, with which everything is compared.
 pub const BASE: &str = "base";
 
@@ -163,7 +166,7 @@ impl Candidate {
         Self {
             id: BASE.to_owned(),
             label: format!("{} (base)", stored.to_uppercase()),
-            engine: "native".to_owned(),
+            engine: NATIVE.to_owned(),
             weights: None,
             kv: kv.to_owned(),
         }
@@ -175,7 +178,7 @@ impl Candidate {
             // No colons and percent signs: it is also the name of a file.
             id: weights.name().replace(':', "-").replace('%', "pct"),
             label: weights.label(),
-            engine: "native".to_owned(),
+            engine: NATIVE.to_owned(),
             weights: Some(weights),
             kv: kv.to_owned(),
         }
@@ -191,9 +194,32 @@ impl Candidate {
         }
     }
 
-    /// The id of the candidate whose files this one runs: its own, unless only the KV cache differs.
+    /// The same on another engine.
+    pub fn on(&self, engine: &str) -> Self {
+        Self {
+            id: format!("{}@{engine}", self.id),
+            label: format!("{} on {engine}", self.label.replace(" (base)", "")),
+            engine: engine.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// The id of the candidate whose files this one runs: its own, unless only the KV cache or the
+    /// engine differs.
     pub fn files(&self) -> &str {
         self.id.split_once('@').map_or(&self.id, |(files, _)| files)
+    }
+
+    /// The id of the candidate that runs the same files with the same KV cache on Lathe's own
+    /// engine: its own, unless it runs on another.
+    pub fn twin(&self) -> &str {
+        let on = self.id.strip_suffix(&self.engine).and_then(|id| id.strip_suffix('@'));
+        on.filter(|_| !self.is_native()).unwrap_or(&self.id)
+    }
+
+    /// Whether it runs on Lathe's own engine.
+    pub fn is_native(&self) -> bool {
+        self.engine == NATIVE
     }
 
     /// Whether this is what everything is compared with.
@@ -275,5 +301,17 @@ mod tests {
         assert!(base.is_base() && !other.is_base());
         let other = Candidate::of(Coding::parse("Q4_0").unwrap(), "f16").with_kv("int8");
         assert_eq!(other.files(), "q4_0");
+    }
+    #[test]
+    fn another_engine_runs_the_same_files() {
+        let base = Candidate::base("bf16", "f16");
+        let other = base.on("vllm");
+        assert_eq!((other.id.as_str(), other.label.as_str()), ("base@vllm", "BF16 on vllm"));
+        assert_eq!((other.files(), other.twin(), other.is_base()), (BASE, BASE, false));
+        let other = Candidate::of(Coding::parse("q4_0").unwrap(), "f16");
+        let other = other.with_kv("int8").on("llama.cpp");
+        assert_eq!((other.id.as_str(), other.files()), ("q4_0@int8@llama.cpp", "q4_0"));
+        assert_eq!(other.twin(), "q4_0@int8");
+        assert_eq!(base.with_kv("int8").twin(), "base@int8", "another cache is not another engine");
     }
 }

@@ -5,7 +5,7 @@ use lathe_bench::{figures, ratio};
 use lathe_eval::{ChoiceFigures, ChoiceModel, Figure, ModelFigures, PassFigures, Rule};
 use lathe_machine::{Noise, Sample};
 use lathe_report::{
-    Dropped, NoiseFloor, Outcome, Point, Report, Requirement as Shown, Row, Timeline,
+    Conformance, Dropped, NoiseFloor, Outcome, Point, Report, Requirement as Shown, Row, Timeline,
 };
 use lathe_stats::{Bootstrap, Interval};
 
@@ -36,9 +36,13 @@ pub fn judge(run: &Run) -> Report {
         row.verdicts = verdicts(row, &requirements, run.settings.batch);
     }
     let required = !requirements.is_empty();
-    // What failed to be made or run can meet nothing: it does not keep the others undecided.
-    let judged: Vec<Row> =
-        rows.iter().filter(|r| !run.given_up.contains_key(&r.id)).cloned().collect();
+    // What failed to be made or run can meet nothing: it does not keep the others undecided. Nor
+    // does an engine that computes something else.
+    let judged: Vec<Row> = rows
+        .iter()
+        .filter(|row| !run.given_up.contains_key(&row.id) && !row.deviates())
+        .cloned()
+        .collect();
     let complete = all_tried(run);
     let outcome = picks::outcome(&judged, required, complete);
     let picks = picks::picks(&judged, required, run.settings.weights, &paired);
@@ -84,10 +88,11 @@ pub(crate) fn optimistic_balance(planned: &Planned, report: &Report) -> f64 {
 
 fn all_tried(run: &Run) -> bool {
     run.plan.iter().all(|planned| {
-        let id = &planned.candidate.id;
+        let (id, twin) = (&planned.candidate.id, planned.candidate.twin());
+        let compared = run.has_quality(twin) || run.given_up.contains_key(twin);
         planned.dropped.is_some()
             || run.given_up.contains_key(id)
-            || (run.has_quality(id) && run.rounds.iter().any(|r| r.candidate == *id))
+            || (compared && run.rounds.iter().any(|r| r.candidate == *id))
     })
 }
 
@@ -143,9 +148,12 @@ fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
     let candidate = &planned.candidate;
     let id = candidate.id.as_str();
     let speed = figures(&run.rounds, id, level);
-    let text = quality.text(id);
+    let conformance = run.conformance.get(id);
+    // Quality is of the files: measured once, and true of every engine that computes the same.
+    let of_files = (!conformance.is_some_and(Conformance::deviates)).then(|| candidate.twin());
+    let text = of_files.and_then(|twin| quality.text(twin));
     let versus = text.and_then(|figures| figures.versus.as_ref());
-    let choices = quality.choices(id);
+    let choices = of_files.and_then(|twin| quality.choices(twin));
     let needed = speed.peak_memory.map(|peak| peak + missing_kv(run, planned));
     let best_rate = speed
         .batch
@@ -154,6 +162,7 @@ fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
         .chain(speed.decode)
         .max_by(|a, b| a.point.total_cmp(&b.point));
     let mut notes = made.notes.clone();
+    notes.extend(failed_trials(run, id));
     notes.extend(run.given_up.get(id).map(|why| format!("given up: {why}")));
     Row {
         id: id.to_owned(),
@@ -163,7 +172,7 @@ fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
             .weights
             .as_ref()
             .map_or_else(|| run.model.stored_format.clone(), |w| w.name()),
-        kv: candidate.kv.clone(),
+        kv: kv(run, candidate),
         size: made.size,
         bits_per_weight: made.bits_per_weight,
         peak_memory: speed.peak_memory,
@@ -195,7 +204,27 @@ fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
         notes,
         make: make_command(run, candidate),
         run: run_command(run, made, candidate),
+        conformance: conformance.cloned(),
     }
+}
+
+/// The type of the KV cache, as far as it is known.
+fn kv(run: &Run, candidate: &Candidate) -> String {
+    let engine = run.engines.iter().find(|engine| engine.name == candidate.engine);
+    match engine {
+        Some(engine) if engine.own_kv => "own".to_owned(),
+        _ => candidate.kv.clone(),
+    }
+}
+
+/// What became of trials that gave no figures.
+fn failed_trials(run: &Run, id: &str) -> Option<String> {
+    let own: Vec<_> = run.rounds.iter().filter(|round| round.candidate == id).collect();
+    let mut failed =
+        own.iter().filter_map(|round| Some((round.round, round.outcome.as_ref().err()?)));
+    let (round, why) = failed.next()?;
+    let count = 1 + failed.count();
+    Some(format!("{count} of {} trials failed, first in round {}: {why}", own.len(), round + 1))
 }
 
 /// KV cache that the deployment needs beyond what the trial's sequences took.
@@ -226,7 +255,17 @@ fn make_command(run: &Run, candidate: &Candidate) -> String {
 }
 
 fn run_command(run: &Run, made: &Made, candidate: &Candidate) -> String {
+    if let Some(command) = run.commands.get(&candidate.id) {
+        return command.clone();
+    }
     let path = Path::new(&run.folder).join(&made.path);
+    if !candidate.is_native() {
+        return format!(
+            "{} with {} (a library: it has no command)",
+            candidate.engine,
+            path.display()
+        );
+    }
     let model = match candidate.weights {
         Some(_) => path.display().to_string(),
         None => run.model.name.clone(),
@@ -285,15 +324,19 @@ fn headline(
     }
 }
 
+/// What was not measured, those with the same reason in one line.
 fn dropped(run: &Run) -> Vec<Dropped> {
-    run.plan
-        .iter()
-        .filter_map(|planned| {
-            let id = &planned.candidate.id;
-            let reason = planned.dropped.as_ref().or_else(|| run.given_up.get(id))?;
-            Some(Dropped { label: planned.candidate.label.clone(), reason: reason.clone() })
-        })
-        .collect()
+    let mut list: Vec<Dropped> = Vec::new();
+    for planned in &run.plan {
+        let (id, label) = (&planned.candidate.id, planned.candidate.label.clone());
+        let reason = planned.dropped.as_ref().or_else(|| run.given_up.get(id));
+        let Some(reason) = reason.cloned() else { continue };
+        match list.iter_mut().find(|dropped| dropped.reason == reason) {
+            Some(same) => same.label += &format!(", {label}"),
+            None => list.push(Dropped { label, reason }),
+        }
+    }
+    list
 }
 
 fn timeline(run: &Run) -> Timeline {
@@ -329,6 +372,15 @@ fn warnings(run: &Run, rows: &[Row]) -> Vec<String> {
             list.push(format!(
                 "{}: {planned} of memory were planned, {needed} were seen; pages of the model that were not touched are not counted",
                 row.label
+            ));
+        }
+    }
+    for row in rows.iter().filter(|row| row.deviates()) {
+        if let Some(found) = &row.conformance {
+            list.push(format!(
+                "{} does not compute what Lathe computes on the same files ({}): its speed is not that of the model",
+                row.label,
+                found.verdict()
             ));
         }
     }
@@ -371,6 +423,9 @@ fn machine_facts(run: &Run) -> Vec<(String, String)> {
     let mut list = run.machine.facts();
     list.push(("Kernels".to_owned(), run.binary.kernels.clone()));
     list.push(("Threads".to_owned(), run.settings.threads.to_string()));
+    for engine in &run.engines {
+        list.push((engine.name.clone(), format!("{} ({})", engine.version, engine.place)));
+    }
     list
 }
 
@@ -391,6 +446,17 @@ fn method_facts(run: &Run) -> Vec<(String, String)> {
                 "{} documents of {} ({} tokens), each configuration against the unquantized model position by position",
                 data.documents, data.name, data.tokens
             ),
+        ),
+        (
+            "Engines",
+            if run.engines.is_empty() {
+                String::new()
+            } else {
+                format!(
+                    "each on the same files, prompts and {} threads and processors; before, each was asked for tokens, template, weights, logits and greedy texts of those files, and held against Lathe's own computing in f32; quality is of the files, measured once",
+                    settings.threads
+                )
+            },
         ),
         (
             "Multiple choice",

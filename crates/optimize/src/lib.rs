@@ -14,11 +14,13 @@ mod requirements;
 mod verdict;
 mod walk;
 
-pub use candidate::{BASE, Candidate, Coding, PLAIN, WAYS, Way};
+pub use candidate::{BASE, Candidate, Coding, NATIVE, PLAIN, WAYS, Way};
 pub use error::Error;
 pub use hash::{sha256, sha256_file};
 pub use judge::judge;
 pub use plan::{Basis, Cost, Planned, Sizes, plan, rank};
-pub use record::{Binary, DataFacts, LAYOUT, Made, ModelFacts, Run, Settings};
+pub use record::{
+    Binary, DataFacts, EngineChoice, EngineFacts, LAYOUT, Made, ModelFacts, Run, Settings,
+};
 pub use requirements::Requirements;
-pub use walk::{EngineOrder, Guesses, MemoryUse, Precision, Walk, Workshop, size_of};
+pub use walk::{EngineOrder, Guesses, MemoryUse, Precision, Start, Walk, Workshop, size_of};

@@ -7,12 +7,17 @@ use crate::requirements::{Unit, three_digits};
 pub(crate) fn mark_frontiers(rows: &mut [Row]) {
     let quality: Vec<Option<(f64, f64)>> =
         rows.iter().map(|r| Some((r.size.0 as f64, r.kl?.point))).collect();
-    let speed: Vec<Option<(f64, f64)>> =
-        rows.iter().map(|r| Some((r.needed_memory?.0 as f64, -r.decode?.point))).collect();
+    let speed: Vec<Option<(f64, f64)>> = rows.iter().map(speed_and_memory).collect();
     for (index, row) in rows.iter_mut().enumerate() {
         row.pareto_quality_size = on_frontier(&quality, index);
         row.pareto_speed_memory = on_frontier(&speed, index);
     }
+}
+
+/// Of an engine that computes something else, neither says anything.
+fn speed_and_memory(row: &Row) -> Option<(f64, f64)> {
+    let known = (row.needed_memory?.0 as f64, -row.decode?.point);
+    (!row.deviates()).then_some(known)
 }
 
 /// Whether no other point is as good in both coordinates and better in one; smaller is better.
@@ -33,9 +38,9 @@ pub(crate) type Ratio<'a> = &'a dyn Fn(&str, &str) -> Option<Interval>;
 /// A row whose speed the rounds do not tell from the fastest's counts as equally fast: a pick must
 /// not hang on noise.
 pub(crate) fn score(rows: &mut [Row], weights: Weights, ratio: Ratio<'_>) {
-    let fastest = top(rows, |r| r.decode.map(|i| i.point));
+    let fastest = top(rows, |r| Some(-speed_and_memory(r)?.1));
     let fastest = fastest.and_then(|row| Some((row.id.clone(), row.decode?.point)));
-    let smallest = best(rows, |r| r.needed_memory.map(|b| b.0 as f64), f64::min);
+    let smallest = best(rows, |r| Some(speed_and_memory(r)?.0), f64::min);
     for row in rows {
         row.balance = (|| {
             let (id, rate) = fastest.as_ref()?;
@@ -125,9 +130,11 @@ fn top(rows: &[Row], of: impl Fn(&Row) -> Option<f64>) -> Option<&Row> {
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, row)| row)
 }
 
-/// The smallest KL divergence among the rows that are not the base itself.
+/// The smallest KL divergence among the rows that are not the base itself. Quality is of files: other
+/// engines that run them have the same.
 fn best_quality(rows: &[Row]) -> Option<&Row> {
-    let others = rows.iter().filter(|row| row.kl.is_some() && row.id != crate::BASE);
+    let own = |row: &&Row| row.id != crate::BASE && row.conformance.is_none();
+    let others = rows.iter().filter(|row| row.kl.is_some()).filter(own);
     others.min_by(|a, b| {
         let kl = |row: &Row| row.kl.map_or(f64::MAX, |i| i.point);
         kl(a).total_cmp(&kl(b)).then(a.size.cmp(&b.size))

@@ -8,7 +8,7 @@ use lathe_base::{AtomicFile, Bytes, Seconds};
 use lathe_bench::{Round, Workload};
 use lathe_eval::QualityRaw;
 use lathe_machine::{Machine, Sample};
-use lathe_report::Weights;
+use lathe_report::{Conformance, Weights};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Planned, Requirements};
@@ -42,6 +42,15 @@ pub struct Run {
     pub rounds: Vec<Round>,
     /// Sums per document of the reference, the noise floor and every candidate, by id.
     pub quality: Option<QualityRaw>,
+    /// Engines beside Lathe's own, as they were found.
+    #[serde(default)]
+    pub engines: Vec<EngineFacts>,
+    /// Whether they compute the same on a candidate's files, by the candidate's id.
+    #[serde(default)]
+    pub conformance: BTreeMap<String, Conformance>,
+    /// How a person starts a candidate's engine, where it is another's.
+    #[serde(default)]
+    pub commands: BTreeMap<String, String>,
     /// What each candidate writes when it is asked the same thing.
     pub texts: BTreeMap<String, String>,
     pub timeline: Vec<Sample>,
@@ -77,6 +86,9 @@ pub struct Settings {
     pub kv_for_all: bool,
     /// What weights are made into, as `FORMAT` or `FORMAT+METHOD`.
     pub formats: Vec<String>,
+    /// Engines that run every candidate they can, beside Lathe's own.
+    #[serde(default)]
+    pub engines: Vec<EngineChoice>,
     pub workload: Workload,
     /// Rounds that every candidate gets, and the most that an undecided one gets.
     pub rounds: usize,
@@ -92,6 +104,26 @@ pub struct Settings {
     pub prompt: String,
     /// Try everything, also what cannot win any more.
     pub exhaustive: bool,
+}
+
+/// An engine to try beside Lathe's own, as the user asked for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineChoice {
+    pub name: String,
+    /// Where its program, folder or address is; looked for where `None`.
+    pub path: Option<String>,
+    /// Further arguments.
+    pub arguments: Option<String>,
+}
+
+/// An engine as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineFacts {
+    pub name: String,
+    pub place: String,
+    pub version: String,
+    /// Whether its KV cache is in the type that it computes in, whatever type is asked for.
+    pub own_kv: bool,
 }
 
 /// The model that is optimized.
@@ -171,6 +203,12 @@ impl Run {
     /// The candidate's plan.
     pub fn planned(&self, id: &str) -> Option<&Planned> {
         self.plan.iter().find(|p| p.candidate.id == id)
+    }
+
+    /// How many of a candidate's last trials failed, one after another.
+    pub fn failures(&self, id: &str) -> usize {
+        let own = self.rounds.iter().rev().filter(|round| round.candidate == id);
+        own.take_while(|round| round.outcome.is_err()).count()
     }
 
     /// Whether a model has been compared with the reference.

@@ -1,19 +1,28 @@
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use lathe_api::Engine;
 use lathe_base::{Bytes, Progress, Seconds};
-use lathe_bench::{Launcher, Order, rounds};
+use lathe_bench::{Launcher, Next, Order, rounds};
 use lathe_eval::{QualityRaw, Role, Subject};
 use lathe_machine::Monitor;
-use lathe_report::Outcome;
+use lathe_report::{Conformance, Outcome};
 use lathe_stats::Verdict;
 use serde::{Deserialize, Serialize};
 
-use crate::{BASE, Candidate, Error, Made, Planned, Run, judge, judge::optimistic_balance};
+use crate::{BASE, Candidate, Error, Made, NATIVE, Planned, Run, judge, judge::optimistic_balance};
 
 /// Names in a comparison: the base computed in f32, and rounded to bf16.
 const REFERENCE: &str = "reference";
 const FLOOR: &str = "base rounded to bf16";
+
+/// The folder of what was made, in a run's.
+const MODELS: &str = "models";
+
+/// A candidate whose trials fail so often in a row is given up.
+const FAILURES: usize = 2;
 
 /// With requirements, this many candidates are made and tried before the next decision.
 const GROUP: usize = 4;
@@ -28,7 +37,24 @@ pub trait Workshop {
         progress: &dyn Progress,
     ) -> Result<Made, String>;
 
-    /// Loads a candidate into its engine, in this process.
+    /// What another engine needs of its own beside a candidate's files, made at `out`; `None` where
+    /// it reads them as they are.
+    fn adapt(
+        &self,
+        order: &EngineOrder,
+        made: &Made,
+        out: PathBuf,
+        progress: &dyn Progress,
+    ) -> Result<Option<Made>, String>;
+
+    /// What a trial's process is told for a candidate's engine, and how a person would start it.
+    fn start(&self, order: &EngineOrder) -> Result<Start, String>;
+
+    /// What a process is told that finds out whether another engine computes on `files` what
+    /// Lathe's own does; asked by [`Walk::judges`].
+    fn question(&self, order: &EngineOrder, files: &Path) -> Result<serde_json::Value, String>;
+
+    /// Loads a candidate into Lathe's own engine, in this process.
     fn open(&self, order: &EngineOrder) -> Result<Box<dyn Engine>, String>;
 
     /// Compares the others with the first on the run's text and items.
@@ -40,6 +66,15 @@ pub trait Workshop {
 
     /// What an engine writes after the run's prompt.
     fn write(&self, engine: &dyn Engine) -> Result<String, String>;
+}
+
+/// How an engine is started.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Start {
+    /// What a trial's process is told: see [`lathe_bench::Order::engine`].
+    pub order: serde_json::Value,
+    /// What a person types, where there is a program for it.
+    pub command: Option<String>,
 }
 
 /// Which model to load into which engine, and how: what a trial's process is told.
@@ -109,6 +144,8 @@ pub struct Walk<'a> {
     pub run: Run,
     pub workshop: &'a dyn Workshop,
     pub launcher: Launcher,
+    /// Starts the processes that answer [`Workshop::question`].
+    pub judges: Launcher,
     pub progress: &'a dyn Progress,
     monitor: Monitor,
     /// Where the monitor's clock starts on the run's: an interrupted run goes on where it was.
@@ -121,12 +158,12 @@ impl<'a> Walk<'a> {
         folder: PathBuf,
         run: Run,
         workshop: &'a dyn Workshop,
-        launcher: Launcher,
+        (launcher, judges): (Launcher, Launcher),
         progress: &'a dyn Progress,
     ) -> Self {
         let offset = run.timeline.last().map_or(Seconds(0.0), |sample| sample.at);
         let monitor = Monitor::start();
-        Self { folder, run, workshop, launcher, progress, monitor, offset }
+        Self { folder, run, workshop, launcher, judges, progress, monitor, offset }
     }
 
     /// Makes, measures and judges until the requirements are decided; saves after every step.
@@ -210,7 +247,12 @@ impl<'a> Walk<'a> {
         for candidate in group {
             self.make(candidate)?;
         }
-        let alive: Vec<Candidate> = group.iter().filter(|c| self.is_alive(c)).cloned().collect();
+        let mut alive: Vec<Candidate> =
+            group.iter().filter(|c| self.is_alive(c)).cloned().collect();
+        for candidate in alive.iter().filter(|candidate| !candidate.is_native()) {
+            self.certify(candidate)?;
+        }
+        alive.retain(|candidate| self.is_alive(candidate));
         self.measure_quality(&alive)?;
         let first = number * self.run.settings.max_rounds;
         self.measure_speed(&alive, first..first + self.run.settings.rounds)
@@ -254,26 +296,20 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         if candidate.files() != id {
-            // Only the KV cache differs: made with the files, or not at all.
-            match self.run.made.get(candidate.files()) {
-                Some(made) => drop(self.run.made.insert(id.clone(), made.clone())),
-                None => {
-                    let why = format!("{} could not be made", candidate.files());
+            // Only the KV cache or the engine differs: made with the files, or not at all.
+            match self.share(candidate) {
+                Ok(made) => drop(self.run.made.insert(id.clone(), made)),
+                Err(why) => {
+                    self.progress.check()?;
                     self.run.given_up.insert(id.clone(), why);
                 }
             }
             return self.save();
         }
         let start = self.now();
-        let out = self.folder.join("models").join(id);
+        let out = self.folder.join(MODELS).join(id);
         match self.workshop.make(candidate, out, self.progress) {
-            Ok(mut made) => {
-                // Relative, so that the folder can be moved.
-                if let Ok(inside) = made.path.strip_prefix(&self.folder) {
-                    made.path = inside.to_owned();
-                }
-                self.run.made.insert(id.clone(), made);
-            }
+            Ok(made) => drop(self.run.made.insert(id.clone(), self.inside(made))),
             Err(why) => {
                 self.progress.check()?;
                 self.progress.note(&format!("{} cannot be made: {why}", candidate.label));
@@ -284,10 +320,89 @@ impl<'a> Walk<'a> {
         self.save()
     }
 
+    /// What a candidate runs whose files are another's.
+    fn share(&mut self, candidate: &Candidate) -> Result<Made, String> {
+        let files = candidate.files();
+        let Some(made) = self.run.made.get(files).cloned() else {
+            return Err(self.run.given_up.get(files).map_or_else(
+                || format!("{files} was not made"),
+                |why| format!("its files were not made: {why}"),
+            ));
+        };
+        if candidate.is_native() {
+            return Ok(made);
+        }
+        let start = self.now();
+        let order = self.order_on(&candidate.id, &made.path, Precision::Fast, false);
+        let out = self.folder.join(MODELS).join(&candidate.id);
+        let adapted = self.workshop.adapt(&order, &made, out, self.progress)?;
+        self.span(start, format!("make {}", candidate.id));
+        Ok(adapted.map_or(made, |own| self.inside(own)))
+    }
+
+    /// With its path relative to the run's folder, so that the folder can be moved.
+    fn inside(&self, mut made: Made) -> Made {
+        if let Ok(inside) = made.path.strip_prefix(&self.folder) {
+            made.path = inside.to_owned();
+        }
+        made
+    }
+
+    /// Finds out whether another engine computes what Lathe's own does on the same files. One that
+    /// cannot be asked is asked once more, and then given up.
+    fn certify(&mut self, candidate: &Candidate) -> Result<(), Error> {
+        let id = &candidate.id;
+        if self.run.conformance.contains_key(id) {
+            return Ok(());
+        }
+        let start = self.now();
+        let order = self.order(id, Precision::Fast, false);
+        let files = self.path_of(candidate.files());
+        let mut found = Err("it was not asked".to_owned());
+        for _ in 0..2 {
+            self.progress.at(&format!("does {id} compute the same?"), 0, 0);
+            found = self.answer(&order, &files)?;
+            if found.as_ref().is_ok_and(|found| found.failed.is_none()) {
+                break;
+            }
+        }
+        self.span(start, format!("verify {id}"));
+        match found {
+            Ok(Conformance { failed: Some(why), .. }) | Err(why) => {
+                self.progress.note(&format!("{} does not run: {why}", candidate.label));
+                self.run.given_up.insert(id.clone(), why);
+            }
+            Ok(found) => {
+                if found.deviates() {
+                    let verdict = found.verdict();
+                    self.progress
+                        .note(&format!("{} does not compute the same: {verdict}", candidate.label));
+                }
+                self.run.conformance.insert(id.clone(), found);
+            }
+        }
+        self.save()
+    }
+
+    fn answer(
+        &self,
+        order: &EngineOrder,
+        files: &Path,
+    ) -> Result<Result<Conformance, String>, Error> {
+        let question = match self.workshop.question(order, files) {
+            Ok(question) => question,
+            Err(why) => return Ok(Err(why)),
+        };
+        match self.judges.ask(&question, &self.monitor, self.progress) {
+            Err(lathe_bench::Error::Cancelled(stop)) => Err(stop.into()),
+            other => Ok(other.map_err(|error| error.to_string())),
+        }
+    }
+
     /// Compares what has no figures yet with the base, as many at once as memory allows.
     fn measure_quality(&mut self, group: &[Candidate]) -> Result<(), Error> {
         let mut open: Vec<String> = std::iter::once(BASE.to_owned())
-            .chain(group.iter().map(|c| c.id.clone()))
+            .chain(group.iter().filter(|c| c.is_native()).map(|c| c.id.clone()))
             .filter(|id| !self.run.has_quality(id))
             .collect();
         while !open.is_empty() {
@@ -372,26 +487,40 @@ impl<'a> Walk<'a> {
     ) -> Result<(), Error> {
         let ids = std::iter::once(BASE.to_owned()).chain(group.iter().map(|c| c.id.clone()));
         let mut candidates = Vec::new();
-        for id in ids.filter(|id| !self.run.given_up.contains_key(id)) {
-            let order = self.order(&id, Precision::Fast, true);
-            let engine = serde_json::to_value(order).map_err(|e| Error::Base(e.to_string()))?;
-            candidates.push((id, Order { engine, workload: self.run.settings.workload.clone() }));
+        let ids: Vec<String> = ids.filter(|id| !self.run.given_up.contains_key(id)).collect();
+        for id in ids {
+            match self.workshop.start(&self.order(&id, Precision::Fast, true)) {
+                Ok(Start { order: engine, command }) => {
+                    self.run.commands.extend(command.map(|command| (id.clone(), command)));
+                    let workload = self.run.settings.workload.clone();
+                    candidates.push((id, Order { engine, workload }));
+                }
+                Err(why) if id == BASE => return Err(Error::Base(why)),
+                Err(why) => drop(self.run.given_up.insert(id, why)),
+            }
         }
         let done = self.run.rounds.clone();
         let offset = self.offset;
         let (run, folder) = (&mut self.run, &self.folder);
-        let mut keep = |mut round: lathe_bench::Round| -> Result<(), Error> {
+        let mut keep = |mut round: lathe_bench::Round| -> Result<Next, Error> {
             round.start.0 += offset.0;
             round.end.0 += offset.0;
             run.spans.push((round.start, round.end, format!("trial {}", round.candidate)));
-            if let Err(why) = &round.outcome {
-                if round.candidate == BASE {
-                    return Err(Error::Base(why.clone()));
-                }
-                run.given_up.insert(round.candidate.clone(), why.clone());
-            }
+            let (id, failed) = (round.candidate.clone(), round.outcome.clone().err());
             run.rounds.push(round);
-            run.save(folder)
+            let next = match failed {
+                // Once may be an accident, such as a killed process: it costs that trial alone.
+                Some(why) if run.failures(&id) >= FAILURES => {
+                    if id == BASE {
+                        return Err(Error::Base(why));
+                    }
+                    run.given_up.insert(id, why);
+                    Next::Drop
+                }
+                _ => Next::Again,
+            };
+            run.save(folder)?;
+            Ok(next)
         };
         rounds(&self.launcher, &candidates, count, &done, &self.monitor, self.progress, &mut keep)?;
         self.take_timeline();
@@ -401,11 +530,11 @@ impl<'a> Walk<'a> {
     /// Removes the models that nothing recommends, so that a run does not fill the disk.
     fn tidy(&mut self) -> Result<(), Error> {
         let report = judge(&self.run);
-        for (id, made) in &self.run.made {
-            let files = |id: &str| self.run.planned(id).map(|p| p.candidate.files().to_owned());
-            let own = files(id);
-            let needed = report.picks.iter().any(|pick| files(&pick.row) == own);
-            if own.as_deref() == Some(BASE) || needed {
+        let picked = |id: &String| report.picks.iter().any(|pick| pick.row == *id);
+        let needed: Vec<&PathBuf> =
+            self.run.made.iter().filter(|(id, _)| picked(id)).map(|(_, made)| &made.path).collect();
+        for made in self.run.made.values() {
+            if !made.path.starts_with(MODELS) || needed.contains(&&made.path) {
                 continue;
             }
             let path = self.folder.join(&made.path);
@@ -425,16 +554,24 @@ impl<'a> Walk<'a> {
         self.workshop.open(&self.order(id, precision, false))
     }
 
+    /// Where a candidate's files lie: the base's path is the user's; what we made is in our folder.
+    fn path_of(&self, id: &str) -> PathBuf {
+        let path = self.run.made.get(id).map(|made| made.path.clone()).unwrap_or_default();
+        if path.starts_with(MODELS) { self.folder.join(path) } else { path }
+    }
+
     fn order(&self, id: &str, precision: Precision, trial: bool) -> EngineOrder {
+        self.order_on(id, &self.path_of(id), precision, trial)
+    }
+
+    /// The same for files that lie at `path`.
+    fn order_on(&self, id: &str, path: &Path, precision: Precision, trial: bool) -> EngineOrder {
         let settings = &self.run.settings;
         let planned: Option<&Planned> = self.run.planned(id);
-        let made = self.run.made.get(id).map(|made| made.path.clone()).unwrap_or_default();
-        // The base's path is the user's; what we made lies in the run's folder.
-        let of_base = planned.is_some_and(|p| p.candidate.files() == BASE);
-        let model = if of_base { made } else { self.folder.join(made) };
+        let model = if path.starts_with(MODELS) { self.folder.join(path) } else { path.to_owned() };
         let streams = settings.workload.streams.iter().copied().max().unwrap_or(1).max(1);
         EngineOrder {
-            engine: planned.map_or_else(|| "native".into(), |p| p.candidate.engine.clone()),
+            engine: planned.map_or_else(|| NATIVE.to_owned(), |p| p.candidate.engine.clone()),
             model,
             threads: settings.threads,
             context: settings.context.max(settings.workload.context()),
@@ -482,6 +619,7 @@ fn more_rounds_would_help(row: &lathe_report::Row) -> bool {
         ["min-decode-tps", "min-throughput", "max-ttft", "max-itl", "max-cost"];
     let joint = Verdict::all(row.verdicts.iter().map(|v| v.outcome));
     joint == Verdict::Undecided
+        && !row.deviates()
         && row
             .verdicts
             .iter()

@@ -13,6 +13,7 @@ pub use error::Error;
 pub use export::{Csv, EXPORTERS, Exporter, Html, Json, Markdown, files};
 pub use load::{LoadCurve, LoadPage, LoadPoint};
 pub use model::{
-    Dropped, NoiseFloor, Outcome, Pick, Point, Report, Requirement, Row, Timeline, Verdict, Weights,
+    Agreement, Check, Conformance, Dropped, NoiseFloor, Outcome, Pick, Point, Report, Requirement,
+    Row, Timeline, Verdict, Weights,
 };
 pub use png::png;

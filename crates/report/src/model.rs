@@ -129,6 +129,67 @@ pub struct Row {
     /// The command that makes this configuration again, and the one that runs it.
     pub make: String,
     pub run: String,
+    /// Where the engine is not Lathe's own: whether it computes the same on these files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conformance: Option<Conformance>,
+}
+
+/// Whether an engine computes on some files what Lathe's own does computing exactly.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Conformance {
+    /// The engine's version, as it tells.
+    pub version: Option<String>,
+    /// Why it could not be asked at all.
+    pub failed: Option<String>,
+    pub checks: Vec<Check>,
+    /// Mean KL divergence, in nats, above which its logits deviate: more than what arithmetics of
+    /// other precisions differ by.
+    pub limit: f64,
+}
+
+/// One thing that an engine was asked, and what it answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// `tokens`, `template`, `weights`, `logits`, `text`.
+    pub what: String,
+    pub outcome: Agreement,
+    /// A figure, or what differs first.
+    pub words: String,
+    /// Mean KL divergence from the reference in nats, of the check of logits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+}
+
+/// What a check found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Agreement {
+    Same,
+    Deviates,
+    /// The engine cannot be asked, or the model has nothing to ask for.
+    Unasked,
+}
+
+impl Conformance {
+    /// Whether the engine's figures are not those of the same model.
+    pub fn deviates(&self) -> bool {
+        self.failed.is_some() || self.checks.iter().any(|c| c.outcome == Agreement::Deviates)
+    }
+
+    /// The verdict in a few words: `same`, or what deviates.
+    pub fn verdict(&self) -> String {
+        let named = |outcome| -> Vec<&str> {
+            let found = self.checks.iter().filter(|check| check.outcome == outcome);
+            found.map(|check| check.what.as_str()).collect()
+        };
+        let (deviates, same) = (named(Agreement::Deviates), named(Agreement::Same));
+        match (&self.failed, deviates.as_slice(), same.as_slice()) {
+            (Some(_), ..) => "could not be asked".to_owned(),
+            (None, [], []) => "nothing could be asked".to_owned(),
+            (None, [], _) => "same".to_owned(),
+            (None, which, _) => format!("deviates: {}", which.join(", ")),
+        }
+    }
 }
 
 /// Whether a requirement is met, judged on the confidence bound, not on the point.
@@ -208,6 +269,12 @@ pub struct Point {
 }
 
 impl Row {
+    /// Whether its engine computes something else on these files: its speed is then not that of the
+    /// model, and nothing recommends it.
+    pub fn deviates(&self) -> bool {
+        self.conformance.as_ref().is_some_and(Conformance::deviates)
+    }
+
     /// Tokens per second of `streams` streams together; one stream's is the decode speed.
     pub fn throughput(&self, streams: usize) -> Option<Interval> {
         if streams <= 1 {

@@ -99,6 +99,12 @@ pub fn start(options: &Options) -> Result<OpenAi, Error> {
 /// The name under which the model is served.
 const SERVED: &str = "lathe";
 
+/// What follows the Python on the command line of a person who starts the same server on vLLM's own
+/// port.
+pub fn words(options: &Options) -> Vec<String> {
+    arguments(options, 8000).into_iter().map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
 /// Without reuse of earlier prompts, which the other engines do not have either.
 fn arguments(options: &Options, port: u16) -> Vec<OsString> {
     let mut words: Vec<OsString> = Vec::new();
@@ -130,7 +136,7 @@ fn environment(options: &Options) -> Vec<(String, String)> {
     [
         ("OMP_NUM_THREADS", options.threads.to_string()),
         ("VLLM_CPU_KVCACHE_SPACE", kv.to_string()),
-        ("VLLM_CPU_OMP_THREADS_BIND", format!("0-{}", options.threads.max(1) - 1)),
+        ("VLLM_CPU_OMP_THREADS_BIND", processors(options.threads)),
         // Nothing is looked up, and nothing is reported.
         ("HF_HUB_OFFLINE", "1".to_owned()),
         ("VLLM_NO_USAGE_STATS", "1".to_owned()),
@@ -139,4 +145,21 @@ fn environment(options: &Options) -> Vec<(String, String)> {
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
     .collect()
+}
+
+/// As many of the processors that we may run on as there are threads: `0,2`.
+fn processors(threads: usize) -> String {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::{
+            sched::{CpuSet, sched_getaffinity},
+            unistd::Pid,
+        };
+        if let Ok(own) = sched_getaffinity(Pid::from_raw(0)) {
+            let ours = (0..CpuSet::count()).filter(|cpu| own.is_set(*cpu).unwrap_or(false));
+            let ours: Vec<String> = ours.take(threads.max(1)).map(|cpu| cpu.to_string()).collect();
+            return ours.join(",");
+        }
+    }
+    format!("0-{}", threads.max(1) - 1)
 }

@@ -219,6 +219,15 @@ impl Fake {
                     eprintln!("ggml_abort: not enough memory");
                     exit(9);
                 }
+                // At the first request for eight tokens, of all servers that are told this file.
+                (mode, 3) if mode.starts_with("crash-once:") && asked == 8 => {
+                    let marker = mode.strip_prefix("crash-once:").unwrap_or_default();
+                    if !Path::new(marker).exists() {
+                        fs::write(marker, "crashed").unwrap();
+                        eprintln!("killed in the middle");
+                        exit(9);
+                    }
+                }
                 ("hang", 3) => thread::sleep(Duration::from_secs(600)),
                 (mode, _) if mode.starts_with("hang-and-tell:") => {
                     let marker = mode.strip_prefix("hang-and-tell:").unwrap_or_default();
@@ -263,6 +272,15 @@ impl Fake {
             match (self.mode.as_str(), i) {
                 ("breaks-off", 3) => return chunks.end(),
                 ("malformed", 3) => return chunks.event("data: {\"choices\": \n\n"),
+                // At the first request for eight tokens, of all servers that are told this file.
+                (mode, 3) if mode.starts_with("crash-once:") && asked == 8 => {
+                    let marker = mode.strip_prefix("crash-once:").unwrap_or_default();
+                    if !Path::new(marker).exists() {
+                        fs::write(marker, "crashed").unwrap();
+                        eprintln!("killed in the middle");
+                        exit(9);
+                    }
+                }
                 ("hang", 3) => thread::sleep(Duration::from_secs(600)),
                 _ => {}
             }

@@ -17,7 +17,7 @@ mod likely;
 pub(crate) mod man;
 pub(crate) mod mock;
 pub(crate) mod optimize;
-mod options;
+pub(crate) mod options;
 pub(crate) mod preflight;
 pub(crate) mod prompt;
 pub(crate) mod quantize;

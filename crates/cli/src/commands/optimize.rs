@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::{anyhow, bail};
 use clap::Args;
 use lathe_base::{Bytes, Seconds};
-use lathe_optimize::{Coding, PLAIN, Requirements, WAYS};
+use lathe_optimize::{Coding, EngineChoice, NATIVE, PLAIN, Requirements, WAYS};
 use lathe_quantizers::{METHODS, Method};
 use lathe_report::Weights;
 
@@ -11,6 +11,7 @@ use crate::{
     args::Global,
     commands::quantize::{goal, prune},
     exit::Ended,
+    peers::{Peer, Places, named},
     walk,
 };
 
@@ -26,6 +27,8 @@ const USUAL_MAKE: Seconds = Seconds(3600.0);
       the best configuration that meets all three, each with 95 % confidence
   lathe optimize org/name --context 4096 --batch 4 --cost-per-hour 1.20 --data my-texts.jsonl
       plan for four sequences of 4,096 tokens; quality on your own texts; cost per million tokens
+  lathe optimize ./Qwen2.5-1.5B --formats q4_0,int4_g128+gptq --engines llama.cpp,vllm
+      the same on other engines, each asked first whether it computes the same
   lathe optimize --resume lathe-runs/20261121-101500
       go on with an interrupted run
 
@@ -48,7 +51,28 @@ pub(crate) struct OptimizeArgs {
     pub(crate) needs: Needs,
 
     #[command(flatten)]
+    pub(crate) engines: Engines,
+
+    #[command(flatten)]
     pub(crate) measuring: Measuring,
+}
+
+/// What runs the configurations.
+#[derive(Args)]
+#[command(next_help_heading = "Engines")]
+pub(crate) struct Engines {
+    /// Engines that run every configuration that they load, beside Lathe's own: llama.cpp,
+    /// onnxruntime, transformers, vllm; by --engine-path any llama-server under a name of your own,
+    /// or a running server, which is asked for the model as it came; or `all` that are found
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "resume")]
+    engines: Vec<String>,
+    /// Where an engine's program or folder is, or a server's URL. May be given several times
+    #[arg(long, value_name = "ENGINE=PATH", value_parser = named, conflicts_with = "resume")]
+    engine_path: Vec<(String, String)>,
+    /// Further arguments of an engine's program, as in vllm='--tensor-parallel-size 2'. May be given
+    /// several times
+    #[arg(long, value_name = "ENGINE=ARGS", value_parser = named, conflicts_with = "resume")]
+    engine_args: Vec<(String, String)>,
 }
 
 /// What the deployment needs.
@@ -190,6 +214,36 @@ impl Needs {
             min_accuracy: self.min_accuracy,
             max_cost: self.max_cost,
         }
+    }
+}
+
+impl Engines {
+    /// The engines to try, each of which is there.
+    pub(crate) fn choices(&self) -> anyhow::Result<Vec<EngineChoice>> {
+        let places =
+            Places { paths: self.engine_path.clone(), arguments: self.engine_args.clone() };
+        let mut names: Vec<String> = Vec::new();
+        for name in &self.engines {
+            let found = match name.as_str() {
+                "all" => Peer::all(&places).into_iter().map(|peer| peer.name).collect(),
+                // It runs everything anyway.
+                NATIVE => Vec::new(),
+                name => vec![Peer::find_for("--engines", name, &places)?.name],
+            };
+            for name in found {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        for (flag, list) in
+            [("--engine-path", &self.engine_path), ("--engine-args", &self.engine_args)]
+        {
+            if let Some((name, _)) = list.iter().find(|(name, _)| !names.contains(name)) {
+                bail!("{flag} {name}: add --engines {name} to try it");
+            }
+        }
+        Ok(names.into_iter().map(|name| places.choice(name)).collect())
     }
 }
 

@@ -16,8 +16,8 @@ use lathe_files::{Activations, Checkpoint};
 use lathe_kernels::{Matrix, Pool, matmul};
 use lathe_models::{Kind, Located, Model, Spec};
 use lathe_optimize::{
-    Candidate, Coding, Cost, EngineOrder, Made, ModelFacts, Settings, Sizes, Workshop, sha256,
-    size_of,
+    Candidate, Coding, Cost, EngineChoice, EngineOrder, Made, ModelFacts, Settings, Sizes, Start,
+    Workshop, sha256, size_of,
 };
 use lathe_quantizers::{
     Calibration, Method, Needs, Plan, Prune, Recipe, Stored, Summary, Target, Weights, mix::Budget,
@@ -38,6 +38,7 @@ use crate::{
     how::How,
     making::Making,
     open,
+    peers::{Peer, Places},
 };
 
 /// How long the text is that every candidate writes for the eye.
@@ -83,12 +84,14 @@ fn is_demo(source: &Source) -> bool {
 /// What optimize needs of a model, its texts and engines.
 pub(crate) struct Shop {
     source: Source,
-    settings: Settings,
-    checkpoint: Checkpoint,
-    model: Model,
-    tokenizer: Arc<Tokenizer>,
+    pub(super) settings: Settings,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) model: Model,
+    pub(super) tokenizer: Arc<Tokenizer>,
     name: String,
     calibration: OnceLock<Calibration>,
+    /// Engines beside Lathe's own.
+    pub(crate) peers: Vec<Peer>,
     pub(crate) data: Data,
 }
 
@@ -107,17 +110,25 @@ impl Shop {
         let template = Template::from_checkpoint(&checkpoint, &tokenizer).ok();
         let data = Data::read(&source, is_demo(&source), &tokenizer, template.as_ref(), settings)?;
         let settings = settings.clone();
+        let places = Places::of(&settings.engines);
+        let find = |choice: &EngineChoice| Peer::find_for("--engines", &choice.name, &places);
+        let peers = settings.engines.iter().map(find).collect::<anyhow::Result<_>>()?;
         let name = if is_demo(&source) {
             lathe_demo::NAME.to_owned()
         } else {
             source.model.file_stem().unwrap_or_default().to_string_lossy().into_owned()
         };
         let calibration = OnceLock::new();
-        Ok(Self { source, settings, checkpoint, model, tokenizer, name, calibration, data })
+        Ok(Self { source, settings, checkpoint, model, tokenizer, name, calibration, peers, data })
     }
 
     pub(crate) fn spec(&self) -> &Spec {
         &self.model.spec
+    }
+
+    /// Tokens that prompts may be drawn from.
+    pub(crate) fn vocab(&self) -> usize {
+        self.tokenizer.vocab_size().min(self.spec().vocab)
     }
 
     /// What is recorded of the model; reads its files once more for their hashes.
@@ -205,7 +216,12 @@ impl Shop {
         self.sizes_of(coding).map_err(|error| format!("{error:#}"))
     }
 
-    fn sizes_of(&self, coding: &Coding) -> anyhow::Result<Sizes> {
+    /// The plan by which a candidate is made.
+    pub(super) fn planned<T>(
+        &self,
+        coding: &Coding,
+        then: impl FnOnce(&dyn Weights, (&Plan, &Recipe)) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         // Which layers go does not matter for what is left, nor does a rotation.
         let all = self.spec().layers.len();
         let dropped = coding.drop_layers.map(|count| Dropped::any(count, all)).transpose()?;
@@ -213,6 +229,12 @@ impl Shop {
         change.view(&self.stored(), &self.checkpoint, self.settings.threads, |weights, _| {
             let recipe = recipe(coding)?;
             let plan = Plan::new(weights.model(), &self.checkpoint, &recipe)?;
+            then(weights, (&plan, &recipe))
+        })
+    }
+
+    fn sizes_of(&self, coding: &Coding) -> anyhow::Result<Sizes> {
+        self.planned(coding, |weights, (plan, recipe)| {
             let read = |tensor: &lathe_quantizers::Planned| {
                 let weight = tensor.roles.first().and_then(|role| weights.model().find(*role));
                 let used = weight.map_or(1.0, |found| weights.spec().use_per_token(&found.weight));
@@ -225,11 +247,11 @@ impl Shop {
                     weights: planned,
                     read: Bytes(read as u64),
                     bits_per_weight: plan.bits_per_weight(),
-                    make: self.cost(coding, weights, &plan)?,
+                    make: self.cost(coding, weights, plan)?,
                 });
             };
             let (out, calibration) = (Path::new("mixed"), self.calibration(&Silent)?);
-            let fitting = self.fitting((bits, calibration), weights, (&plan, &recipe), out);
+            let fitting = self.fitting((bits, calibration), weights, (plan, recipe), out);
             let expected = fitting.expected(arithmetic(self.settings.threads))?;
             let share = read / planned.0.max(1) as f64;
             Ok(Sizes {
@@ -452,6 +474,24 @@ impl Workshop for Shop {
     ) -> Result<Made, String> {
         let coding = candidate.weights.as_ref().ok_or("the base is there already")?;
         self.make_coding(coding, out, progress).map_err(|error| format!("{error:#}"))
+    }
+
+    fn adapt(
+        &self,
+        order: &EngineOrder,
+        made: &Made,
+        out: PathBuf,
+        progress: &dyn Progress,
+    ) -> Result<Option<Made>, String> {
+        self.adapted(order, made, &out, progress).map_err(|error| format!("{error:#}"))
+    }
+
+    fn start(&self, order: &EngineOrder) -> Result<Start, String> {
+        self.started(order).map_err(|error| format!("{error:#}"))
+    }
+
+    fn question(&self, order: &EngineOrder, files: &Path) -> Result<serde_json::Value, String> {
+        self.asked(order, files).map_err(|error| format!("{error:#}"))
     }
 
     fn open(&self, order: &EngineOrder) -> Result<Box<dyn Engine>, String> {

@@ -9,6 +9,7 @@ mod memory;
 mod preflight;
 mod pruned;
 mod quantize;
+mod side_by_side;
 mod text;
 mod verify;
 

@@ -23,6 +23,7 @@ impl Exporter for Html {
             pictures("Trade-offs", &main),
             table(report),
             samples(report),
+            facts("Whether engines compute the same", &page::conformance(report)),
             dropped(report),
             facts("Model", &report.model_facts),
             facts("Machine", &report.machine_facts),

@@ -20,6 +20,9 @@ impl Exporter for Markdown {
         if let Some(floor) = &report.noise_floor {
             let _ = writeln!(text, "\n{}", safe(&floor.text));
         }
+        let asked = page::conformance(report);
+        let asked = asked.iter().map(|(label, words)| (label, words));
+        list(&mut text, "Whether engines compute the same", asked);
         list(&mut text, "Not measured", report.dropped.iter().map(|d| (&d.label, &d.reason)));
         if !report.warnings.is_empty() {
             text += "\n## Before you trust the figures\n\n";

@@ -3,7 +3,7 @@
 use lathe_base::Seconds;
 use lathe_stats::{Interval, Verdict};
 
-use crate::{Report, Row};
+use crate::{Agreement, Report, Row};
 
 /// A column of the table of configurations.
 pub(super) struct Column {
@@ -32,6 +32,19 @@ pub(super) fn columns(report: &Report) -> Vec<Column> {
                 text: r.label.clone(),
                 small: format!("{}, KV {}", r.engine, r.kv),
                 key: None,
+            },
+        },
+        Column {
+            name: "Computes",
+            help: "whether the engine computes what Lathe's own does on these files",
+            cell: |r| {
+                let Some(found) = &r.conformance else { return Cell::default() };
+                let kl = found.checks.iter().find_map(|check| check.kl);
+                Cell {
+                    text: found.verdict(),
+                    small: kl.map_or_else(String::new, |kl| format!("KL {kl:.0e}")),
+                    key: None,
+                }
             },
         },
         Column {
@@ -180,4 +193,24 @@ fn percent(value: f64) -> String {
 
 fn nats(value: f64) -> String {
     if value >= 0.001 || value == 0.0 { format!("{value:.4}") } else { format!("{value:.1e}") }
+}
+
+/// What engines were asked before they were compared: configuration, and each check's words.
+pub(super) fn conformance(report: &Report) -> Vec<(String, String)> {
+    let words = |row: &Row| {
+        let found = row.conformance.as_ref()?;
+        let version = found.version.iter().map(|version| format!("version {version}"));
+        let failed = found.failed.iter().cloned();
+        let checks = found.checks.iter().map(|check| {
+            let outcome = match check.outcome {
+                Agreement::Same => "same",
+                Agreement::Deviates => "DEVIATES",
+                Agreement::Unasked => "not asked",
+            };
+            format!("{} {outcome} ({})", check.what, check.words)
+        });
+        let all: Vec<String> = version.chain(failed).chain(checks).collect();
+        Some((row.label.clone(), all.join("; ")))
+    };
+    report.rows.iter().filter_map(words).collect()
 }

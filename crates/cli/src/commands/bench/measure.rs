@@ -4,9 +4,9 @@ use std::{fs, io::Read, path::Path, thread::sleep, time::Duration};
 
 use anyhow::{Context, bail};
 use lathe_base::{Bytes, Progress};
-use lathe_bench::{Launcher, Order, Round, Text, Workload, figures, ratio, rounds};
+use lathe_bench::{Launcher, Limits, Next, Order, Round, Text, Workload, figures, ratio, rounds};
 use lathe_files::{Checkpoint, Folder};
-use lathe_machine::{Machine, Monitor, Noise};
+use lathe_machine::{Machine, Memory, Monitor, Noise};
 use lathe_models::Model;
 use lathe_optimize::{EngineOrder, Guesses};
 use lathe_tokens::{TokenKind, Tokenizer};
@@ -87,6 +87,7 @@ pub(crate) fn measure(asked: &Asked<'_>, progress: &dyn Progress) -> anyhow::Res
         program: std::env::current_exe().context("cannot find the lathe program itself")?,
         arguments: vec!["trial".to_owned()],
         timeout: Duration::from_secs_f64(timing.trial_timeout.0.clamp(1.0, 1e6)),
+        limits: limits(timing.engine.threads()),
     };
     let orders: Vec<(String, Order)> =
         candidates.iter().map(|c| (c.name.clone(), c.order.clone())).collect();
@@ -97,7 +98,7 @@ pub(crate) fn measure(asked: &Asked<'_>, progress: &dyn Progress) -> anyhow::Res
     let mut done = Vec::new();
     let mut keep = |round: Round| {
         done.push(round);
-        anyhow::Ok(())
+        anyhow::Ok(Next::Again)
     };
     rounds(&launcher, &orders, 0..timing.rounds, &[], &monitor, progress, &mut keep)?;
     sleep(MARGIN);
@@ -135,6 +136,13 @@ pub(crate) fn measure(asked: &Asked<'_>, progress: &dyn Progress) -> anyhow::Res
         rounds: done,
         timeline,
     })
+}
+
+/// What every engine may use, whatever it would take by itself: as many processors as it has
+/// threads, and no more memory than there is.
+pub(crate) fn limits(threads: usize) -> Limits {
+    let memory = Memory::read().capacity();
+    Limits { cores: Some(threads), memory: (memory.0 > 0).then_some(memory) }
 }
 
 /// A model to measure.
@@ -281,7 +289,7 @@ fn text(path: &Path, tokenizer: &Tokenizer, workload: &Workload) -> anyhow::Resu
 }
 
 /// Tokens that are no text of their own: those that end a text, and parts of characters.
-pub(super) fn avoided(tokenizer: &Tokenizer) -> Vec<u32> {
+pub(crate) fn avoided(tokenizer: &Tokenizer) -> Vec<u32> {
     let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
     let is_part = |id: u32| std::str::from_utf8(&tokenizer.token_bytes(id)).is_err();
     let stops = tokenizer.stop_tokens();

@@ -1,10 +1,9 @@
 //! What was found, for people.
 
-use super::{
-    Verified,
-    checks::{ALL, Outcome},
-};
-use crate::ui;
+use lathe_report::Agreement;
+
+use super::Verified;
+use crate::{conformance::ALL, ui};
 
 pub(super) fn text(found: &Verified) -> String {
     let mut header = vec!["engine"];
@@ -14,11 +13,11 @@ pub(super) fn text(found: &Verified) -> String {
         .iter()
         .map(|asked| {
             let cells = ALL.iter().map(|(what, _)| {
-                let check = asked.checks.iter().find(|check| check.what == *what);
+                let check = asked.found.checks.iter().find(|check| check.what == *what);
                 match check.map(|check| check.outcome) {
-                    Some(Outcome::Same) => ui::green("same"),
-                    Some(Outcome::Deviates) => ui::red("deviates"),
-                    Some(Outcome::Unasked) => ui::dim("not asked"),
+                    Some(Agreement::Same) => ui::green("same"),
+                    Some(Agreement::Deviates) => ui::red("deviates"),
+                    Some(Agreement::Unasked) => ui::dim("not asked"),
                     None => ui::red("failed"),
                 }
             });
@@ -27,12 +26,12 @@ pub(super) fn text(found: &Verified) -> String {
         .collect();
     let mut text = format!("{}\n{}", ui::bold(&found.model), ui::table(&header, &rows));
     for asked in &found.engines {
-        let version = asked.version.as_deref().map(|version| format!(", {version}"));
+        let version = asked.found.version.as_deref().map(|version| format!(", {version}"));
         text += &format!("\n{}{}\n", ui::bold(&asked.engine), version.unwrap_or_default());
-        if let Some(why) = &asked.failed {
+        if let Some(why) = &asked.found.failed {
             text += &format!("  {why}\n");
         }
-        for check in &asked.checks {
+        for check in &asked.found.checks {
             text += &format!("  {:9} {}\n", check.what, check.words);
         }
     }

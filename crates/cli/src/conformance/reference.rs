@@ -6,9 +6,9 @@ use lathe_base::Progress;
 use lathe_engine::Native;
 use lathe_eval::Divergence;
 use lathe_optimize::{EngineOrder, Precision};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Subject, VerifyArgs};
+use super::Subject;
 use crate::{commands::options::plain, open};
 
 /// Texts whose tokens' probabilities are compared.
@@ -21,12 +21,15 @@ const PROBES: [&str; 2] = [
 const PROMPTS: [&str; 3] =
     ["The old clock in the hall", "Three things to know about rivers:", "import json\n\ndef read("];
 
+/// The KV cache that rounds nothing.
+const EXACT_KV: &str = "f32";
+
 /// Tokens of a probe or prompt at most, and those that there must be room for.
 pub(super) const LONGEST: usize = 48;
 pub(super) const SHORTEST: usize = 8;
 
 /// The exact engine with its answers.
-pub(super) struct Reference {
+pub(crate) struct Reference {
     pub(super) native: Native,
     pub(super) probes: Vec<Probe>,
     pub(super) texts: Vec<Text>,
@@ -46,19 +49,19 @@ pub(super) struct Text {
 }
 
 /// How far Lathe's own arithmetics are from the exact one.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Noise {
-    /// Mean KL divergence of predictions, in nats, with the usual arithmetic (f16 KV cache).
-    pub(super) fast: f64,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Noise {
+    /// Mean KL divergence of predictions, in nats, with the usual arithmetic and KV cache.
+    pub(crate) fast: f64,
     /// The same with weights, activations and logits rounded to bfloat16.
-    pub(super) bf16: f64,
+    pub(crate) bf16: f64,
     /// By how much the logarithms of the two likeliest tokens' probabilities differ at most.
-    pub(super) gap: f64,
+    pub(crate) gap: f64,
 }
 
 impl Noise {
     /// Above it a divergence is more than arithmetic.
-    pub(super) fn limit(&self) -> f64 {
+    pub(crate) fn limit(&self) -> f64 {
         /// Other arithmetics round elsewhere, and attention in other types; wrong positions,
         /// scales or layers are off by thousands of times the noise.
         const TIMES: f64 = 10.0;
@@ -69,11 +72,11 @@ impl Noise {
 }
 
 impl Reference {
-    pub(super) fn new(subject: &Subject, args: &VerifyArgs) -> anyhow::Result<Self> {
-        let native = native(subject, args, Precision::Exact, "f32")?;
+    pub(crate) fn new(subject: &Subject) -> anyhow::Result<Self> {
+        let native = native(subject, Precision::Exact, EXACT_KV)?;
         let cut = |text: &str| -> anyhow::Result<Vec<u32>> {
             let mut tokens = plain(&subject.tokenizer, text)?;
-            tokens.truncate(LONGEST.min(subject.context - args.tokens - 2));
+            tokens.truncate(LONGEST.min(subject.order.context - subject.tokens - 2));
             Ok(tokens)
         };
         let mut probes = Vec::new();
@@ -86,7 +89,7 @@ impl Reference {
         for prompt in PROMPTS {
             let request = Request {
                 prompt: cut(prompt)?,
-                max_tokens: args.tokens,
+                max_tokens: subject.tokens,
                 sampling: Sampling::default(),
                 stop_tokens: subject.tokenizer.stop_tokens().to_vec(),
                 stop_strings: Vec::new(),
@@ -100,17 +103,17 @@ impl Reference {
     }
 
     /// Measures it with the other arithmetics, one loaded after the other.
-    pub(super) fn noise(
+    pub(crate) fn noise(
         &self,
         subject: &Subject,
-        args: &VerifyArgs,
         progress: &dyn Progress,
     ) -> anyhow::Result<Noise> {
         let mut noise = Noise { fast: 0.0, bf16: 0.0, gap: 0.0 };
-        for (precision, kv) in [(Precision::Fast, "f16"), (Precision::Bf16, "f32")] {
+        let usual = subject.order.kv.as_str();
+        for (precision, kv) in [(Precision::Fast, usual), (Precision::Bf16, EXACT_KV)] {
             progress.check()?;
             progress.at("how far Lathe's own arithmetics differ", 0, 0);
-            let native = native(subject, args, precision, kv)?;
+            let native = native(subject, precision, kv)?;
             let mut between = Divergence::default();
             let mut all = Vec::new();
             for probe in &self.probes {
@@ -140,14 +143,9 @@ impl Reference {
     }
 }
 
-fn native(
-    subject: &Subject,
-    args: &VerifyArgs,
-    precision: Precision,
-    kv: &str,
-) -> anyhow::Result<Native> {
-    let order = args.engine.order(&subject.checkpoint, subject.context);
-    open::native(&subject.checkpoint, &EngineOrder { precision, kv: kv.to_owned(), ..order })
+fn native(subject: &Subject, precision: Precision, kv: &str) -> anyhow::Result<Native> {
+    let (kv, order) = (kv.to_owned(), subject.order.clone());
+    open::native(&subject.checkpoint, &EngineOrder { precision, kv, ..order })
 }
 
 /// The logits after each token, as far as there are tokens for them.

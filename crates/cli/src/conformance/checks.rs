@@ -4,8 +4,8 @@ use lathe_api::{Engine, Error, Turn, UNKNOWN_TOKEN};
 use lathe_eval::Divergence;
 use lathe_kernels::{Matrix, Pool, Precision};
 use lathe_models::{Located, Role};
+use lathe_report::{Agreement, Check};
 use lathe_tokens::{Message, Render, Template};
-use serde::Serialize;
 
 use super::{
     Subject,
@@ -13,32 +13,10 @@ use super::{
 };
 use crate::commands::options::plain;
 
-/// What a check found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Outcome {
-    Same,
-    Deviates,
-    /// The engine cannot be asked, or the model has nothing to ask for.
-    Unasked,
-}
-
-/// A check with what it found.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Check {
-    pub(super) what: &'static str,
-    pub(super) outcome: Outcome,
-    /// A figure, or what differs first.
-    pub(super) words: String,
-    /// Mean KL divergence from the reference in nats, of the check of logits.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) kl: Option<f64>,
-}
-
-type Asks = fn(&Subject, &dyn Engine, &Reference, &Noise) -> anyhow::Result<Check>;
+pub(crate) type Asks = fn(&Subject, &dyn Engine, &Reference, &Noise) -> anyhow::Result<Check>;
 
 /// All of them, in the order in which a deviation explains those that follow.
-pub(super) const ALL: [(&str, Asks); 5] = [
+pub(crate) const ALL: [(&str, Asks); 5] = [
     ("tokens", tokens),
     ("template", template),
     ("weights", weights),
@@ -58,19 +36,17 @@ const TEXTS: [&str; 8] = [
     "🚲🌧️ e\u{301}",
 ];
 
-impl Check {
-    fn new(what: &'static str, outcome: Outcome, words: String) -> Self {
-        Self { what, outcome, words, kl: None }
-    }
+fn checked(what: &str, outcome: Agreement, words: String) -> Check {
+    Check { what: what.to_owned(), outcome, words, kl: None }
 }
 
 /// What cannot be asked is said so; what breaks is a deviation.
-fn refused(what: &'static str, error: Error) -> Check {
+fn refused(what: &str, error: Error) -> Check {
     let outcome = match error {
-        Error::Unsupported { .. } | Error::BadRequest { .. } => Outcome::Unasked,
-        _ => Outcome::Deviates,
+        Error::Unsupported { .. } | Error::BadRequest { .. } => Agreement::Unasked,
+        _ => Agreement::Deviates,
     };
-    Check::new(what, outcome, error.to_string())
+    checked(what, outcome, error.to_string())
 }
 
 fn tokens(
@@ -93,10 +69,10 @@ fn tokens(
                 shown(subject, theirs.get(at)),
                 shown(subject, own.get(at))
             );
-            return Ok(Check::new(WHAT, Outcome::Deviates, words));
+            return Ok(checked(WHAT, Agreement::Deviates, words));
         }
     }
-    Ok(Check::new(WHAT, Outcome::Same, format!("{} texts", TEXTS.len())))
+    Ok(checked(WHAT, Agreement::Same, format!("{} texts", TEXTS.len())))
 }
 
 fn template(
@@ -108,7 +84,7 @@ fn template(
     const WHAT: &str = "template";
     let Ok(template) = Template::choose(&subject.checkpoint, &subject.tokenizer, None) else {
         let words = "the model has no chat template".to_owned();
-        return Ok(Check::new(WHAT, Outcome::Unasked, words));
+        return Ok(checked(WHAT, Agreement::Unasked, words));
     };
     let turns = [
         Turn { role: "user", content: "What is the tallest tree?" },
@@ -126,7 +102,7 @@ fn template(
         Ok(prompt) => prompt.text,
         Err(error) => {
             let words = format!("the model's template fails: {error}");
-            return Ok(Check::new(WHAT, Outcome::Unasked, words));
+            return Ok(checked(WHAT, Agreement::Unasked, words));
         }
     };
     let theirs = match engine.render(&turns) {
@@ -137,14 +113,14 @@ fn template(
     let bos = subject.tokenizer.bos().and_then(|id| subject.tokenizer.token_text(id)).unwrap_or("");
     let [own, theirs] = [&own, &theirs].map(|text| text.strip_prefix(bos).unwrap_or(text));
     if own == theirs {
-        return Ok(Check::new(WHAT, Outcome::Same, "a conversation of three turns".to_owned()));
+        return Ok(checked(WHAT, Agreement::Same, "a conversation of three turns".to_owned()));
     }
     let [own, theirs] = [own, theirs].map(|text| text.chars().collect::<Vec<_>>());
     let at = first_difference(&own, &theirs);
     let around =
         |text: &[char]| -> String { text.iter().skip(at.saturating_sub(8)).take(24).collect() };
     let words = format!("at character {at}: {:?}, not {:?}", around(&theirs), around(&own));
-    Ok(Check::new(WHAT, Outcome::Deviates, words))
+    Ok(checked(WHAT, Agreement::Deviates, words))
 }
 
 /// Some rows of some matrices, decoded by the engine and by us.
@@ -176,7 +152,7 @@ fn weights(
         let own = Matrix::in_place(blocks, Precision::Exact, &Pool::new(1));
         if theirs.len() != count * own.cols() {
             let words = format!("{name}: {} weights, not {count} × {}", theirs.len(), own.cols());
-            return Ok(Check::new(WHAT, Outcome::Deviates, words));
+            return Ok(checked(WHAT, Agreement::Deviates, words));
         }
         let mut row = vec![0.0; own.cols()];
         for (r, theirs) in theirs.chunks_exact(own.cols().max(1)).enumerate() {
@@ -187,7 +163,7 @@ fn weights(
                 // NaN is no weight.
                 if off.is_nan() || off > ALLOWED {
                     let words = format!("{name}: row {r}, column {col} is {theirs:e}, not {own:e}");
-                    return Ok(Check::new(WHAT, Outcome::Deviates, words));
+                    return Ok(checked(WHAT, Agreement::Deviates, words));
                 }
                 worst = worst.max(off);
             }
@@ -196,7 +172,7 @@ fn weights(
     }
     let words =
         format!("rows of {looked_at} matrices, off by {worst:.0e} of a row's largest at most");
-    Ok(Check::new(WHAT, Outcome::Same, words))
+    Ok(checked(WHAT, Agreement::Same, words))
 }
 
 /// Rows of a matrix that are looked at, and matrices.
@@ -232,13 +208,13 @@ fn logits(
         };
         if found.len() != probe.rows.len() {
             let words = format!("{} rows of logits, not {}", found.len(), probe.rows.len());
-            return Ok(Check::new(WHAT, Outcome::Deviates, words));
+            return Ok(checked(WHAT, Agreement::Deviates, words));
         }
         for (at, (exact, found)) in probe.rows.iter().zip(&found).enumerate() {
             let exact = &exact[..subject.vocab.min(exact.len())];
             let Some(kl) = between.between(exact, &found[..exact.len().min(found.len())]) else {
                 let words = format!("no probabilities at position {at} of text {}", number + 1);
-                return Ok(Check::new(WHAT, Outcome::Deviates, words));
+                return Ok(checked(WHAT, Agreement::Deviates, words));
             };
             agreed += usize::from(likeliest(exact)[0] == likeliest(found)[0]);
             if kl > noise.limit() && first.is_none() {
@@ -248,13 +224,13 @@ fn logits(
         }
     }
     let mean = all.iter().sum::<f64>() / all.len().max(1) as f64;
-    let outcome = if mean > noise.limit() { Outcome::Deviates } else { Outcome::Same };
+    let outcome = if mean > noise.limit() { Agreement::Deviates } else { Agreement::Same };
     let mut words =
         format!("KL {mean:.1e} nats, the likeliest token the same at {agreed} of {}", all.len());
-    if let (Outcome::Deviates, Some((number, at, kl))) = (outcome, first) {
+    if let (Agreement::Deviates, Some((number, at, kl))) = (outcome, first) {
         words += &format!("; first at position {at} of text {}, with {kl:.1e}", number + 1);
     }
-    Ok(Check { kl: Some(mean), ..Check::new(WHAT, outcome, words) })
+    Ok(Check { kl: Some(mean), ..checked(WHAT, outcome, words) })
 }
 
 fn text(
@@ -278,7 +254,7 @@ fn text(
                 number + 1,
                 first_difference(&own, &told)
             );
-            return Ok(Check::new(WHAT, Outcome::Unasked, words));
+            return Ok(checked(WHAT, Agreement::Unasked, words));
         }
         if theirs == text.tokens || theirs.contains(&UNKNOWN_TOKEN) {
             same += 1;
@@ -305,7 +281,7 @@ fn text(
                     shown(subject, own.as_ref()),
                     lead.unwrap_or_default()
                 );
-                return Ok(Check::new(WHAT, Outcome::Deviates, words));
+                return Ok(checked(WHAT, Agreement::Deviates, words));
             }
         }
     }
@@ -313,7 +289,7 @@ fn text(
     if !ties.is_empty() {
         words += &format!(", the others up to a tie: {}", ties.join(", "));
     }
-    Ok(Check::new(WHAT, Outcome::Same, words))
+    Ok(checked(WHAT, Agreement::Same, words))
 }
 
 fn first_difference<T: PartialEq>(a: &[T], b: &[T]) -> usize {
