@@ -136,7 +136,7 @@ fn weights(
     const ALLOWED: f32 = 1.0 / 128.0;
     if subject.checkpoint.gguf.is_some() {
         let words = "a GGUF file's names are not those of an engine's modules".to_owned();
-        return Ok(Check::new(WHAT, Outcome::Unasked, words));
+        return Ok(checked(WHAT, Agreement::Unasked, words));
     }
     let (mut worst, mut looked_at) = (0f32, 0);
     for located in sampled(subject) {
