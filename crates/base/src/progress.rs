@@ -10,6 +10,12 @@ pub trait Progress: Sync {
     /// `done` of `total` steps (tensors, tokens, rounds: whatever `what` names) are finished.
     fn at(&self, what: &str, done: u64, total: u64);
 
+    /// What is going on at this moment, in some lines below how far it is; no lines take them away.
+    /// Shown where there is room for it.
+    fn live(&self, lines: &[String]) {
+        let _ = lines;
+    }
+
     /// A line worth keeping, such as a decision and its reason.
     fn note(&self, line: &str);
 

@@ -100,10 +100,14 @@ fn line(report: &Report, row: &Row) -> Vec<String> {
     ]
 }
 
-/// `1150 ± 30`: half of the interval, where there is one.
+/// `1150 ± 30`: half of the interval, where there is one; `1150 ± ?` where it says nothing, as after
+/// two rounds that differ.
 fn with_half_width(interval: &Interval) -> String {
     let digits = if interval.point >= 100.0 { 0 } else { 1 };
     let point = interval.point;
+    if interval.high < 1e300 && interval.half_width() > point {
+        return format!("{point:.digits$} ± ?");
+    }
     if interval.high > interval.low && interval.high < 1e300 {
         return format!("{point:.digits$} ± {:.digits$}", interval.half_width());
     }

@@ -207,8 +207,13 @@ impl Question<'_> {
                 other.source.clone(),
             )),
             (None, None) => {
-                let reads: Vec<&str> =
-                    self.rules.layouts.iter().map(|rule| rule.layout.as_str()).collect();
+                // Several rules may be for one layout, on different devices.
+                let mut reads: Vec<&str> = Vec::new();
+                for rule in &self.rules.layouts {
+                    if !reads.contains(&rule.layout.as_str()) {
+                        reads.push(&rule.layout);
+                    }
+                }
                 let source = self.rules.layouts.first().map_or("", |rule| rule.source.as_str());
                 Err((
                     format!("{name} does not read {layout} files; it reads {}", reads.join(", ")),

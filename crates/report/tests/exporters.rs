@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use lathe_base::{Bytes, Seconds};
 use lathe_report::{
-    Csv, Dropped, EXPORTERS, Exporter, Html, Markdown, NoiseFloor, Outcome, Pick, Point, Report,
-    Requirement, Row, Timeline, Verdict, Weights, charts, files, png,
+    Agreement, Check, Conformance, Csv, Dropped, EXPORTERS, Exporter, Html, Markdown, NoiseFloor,
+    Outcome, Pick, Point, Report, Requirement, Row, Timeline, Verdict, Weights, charts, files, png,
 };
 use lathe_stats::{Interval, Method, Verdict as Says};
 
@@ -64,6 +64,7 @@ fn row(id: &str, label: &str, bits: f64, speed: f64, kl: f64) -> Row {
         notes: Vec::new(),
         make: format!("lathe quantize model --to {id} -o out"),
         run: "lathe chat out".to_owned(),
+        conformance: None,
     }
 }
 
@@ -225,4 +226,47 @@ fn the_files_of_a_report_have_one_name_each() {
                 .unwrap();
         }
     }
+}
+
+#[test]
+fn an_engine_that_computes_something_else_is_marked_in_words() {
+    let mut report = report();
+    let check = |what: &str, outcome, words: &str| Check {
+        what: what.to_owned(),
+        outcome,
+        words: words.to_owned(),
+        kl: (what == "logits").then_some(0.017),
+    };
+    let found = Conformance {
+        version: Some("7".to_owned()),
+        failed: None,
+        checks: vec![
+            check("tokens", Agreement::Same, "8 texts"),
+            check("weights", Agreement::Unasked, "it cannot tell them"),
+            check("logits", Agreement::Deviates, "KL 1.7e-2 nats"),
+        ],
+        limit: 0.001,
+    };
+    assert!(found.deviates());
+    assert_eq!(found.verdict(), "deviates: logits");
+    let other =
+        Row { conformance: Some(found), ..row("q4_0@other", "Q4_0 on other", 4.5, 900.0, 0.05) };
+    let text = |exporter: &dyn Exporter, report: &Report| {
+        String::from_utf8(exporter.render(report).unwrap()).unwrap()
+    };
+    let before = text(&Html, &report);
+    assert!(!before.contains("Computes") && !before.contains("compute the same"));
+    report.rows.push(other);
+    for page in [text(&Html, &report), text(&Markdown, &report)] {
+        assert!(page.contains("Computes") && page.contains("deviates: logits"), "{page}");
+        assert!(page.contains("Whether engines compute the same"), "{page}");
+        assert!(page.contains("version 7; tokens same (8 texts)"), "{page}");
+        assert!(page.contains("logits DEVIATES (KL 1.7e-2 nats)"), "{page}");
+    }
+    let (failed, nothing) = (
+        Conformance { failed: Some("gone".to_owned()), ..Conformance::default() },
+        Conformance::default(),
+    );
+    assert!(failed.deviates() && !nothing.deviates());
+    assert_eq!(nothing.verdict(), "nothing could be asked");
 }

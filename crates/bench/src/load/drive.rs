@@ -1,6 +1,5 @@
 use std::{
     collections::BTreeMap,
-    fmt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -14,7 +13,11 @@ use lathe_api::{Engine, Error, Event, Flow, Request};
 use lathe_base::{Progress, Seconds};
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, LoadSample, Pattern, Source, Why, timetable};
+use super::{
+    Failure, LoadSample, Pattern, Source, Why,
+    live::{History, Live},
+    timetable,
+};
 
 /// When a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,52 +41,6 @@ const TICK: Duration = Duration::from_millis(100);
 const GRACE: Duration = Duration::from_secs(2);
 /// A thread that waits for tokens needs little.
 const STACK: usize = 512 << 10;
-
-/// What a run is doing now.
-#[derive(Debug, Default)]
-pub struct Live {
-    in_flight: AtomicUsize,
-    completed: AtomicUsize,
-    failed: AtomicUsize,
-    tokens: AtomicUsize,
-    /// Times to first token of the last requests that completed.
-    recent: Mutex<Vec<f64>>,
-}
-
-impl Live {
-    /// Requests whose time to first token is shown.
-    const RECENT: usize = 50;
-
-    fn ended(&self, sample: &LoadSample) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if !sample.completed() {
-            self.failed.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        self.completed.fetch_add(1, Ordering::Relaxed);
-        let mut recent = lock(&self.recent);
-        if recent.len() == Self::RECENT {
-            recent.remove(0);
-        }
-        recent.extend(sample.ttft());
-    }
-}
-
-impl fmt::Display for Live {
-    /// `3 in flight, 40 done, 1 failed, 2560 tokens, TTFT 120 ms`: the median of the last.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = |of: &AtomicUsize| of.load(Ordering::Relaxed);
-        write!(f, "{} in flight, {} done", count(&self.in_flight), count(&self.completed))?;
-        if count(&self.failed) > 0 {
-            write!(f, ", {} failed", count(&self.failed))?;
-        }
-        write!(f, ", {} tokens", count(&self.tokens))?;
-        match lathe_stats::median(&lock(&self.recent)) {
-            Ok(ttft) => write!(f, ", TTFT {}", Seconds(ttft)),
-            Err(_) => Ok(()),
-        }
-    }
-}
 
 /// Sends requests to an engine by a pattern and stamps everything that comes back, in the order in
 /// which requests were due. The second value says that it was interrupted: the samples are then
@@ -112,7 +69,8 @@ pub fn drive(
         requests: requests.unwrap_or(usize::MAX),
         duration: limits.duration.map_or(f64::INFINITY, |d| d.0),
     });
-    let mut run = Run { crew, ended, samples: Vec::new(), name, progress, total: 0 };
+    let history = History::default();
+    let mut run = Run { crew, ended, samples: Vec::new(), history, name, progress, total: 0 };
     let interrupted = match timetable(pattern, requests, limits.duration, limits.seed) {
         Some(times) => run.open(&times, limits, sender),
         None => run.closed(pattern, sender),
@@ -132,6 +90,7 @@ pub fn drive(
             }
         }
     }
+    progress.live(&[]);
     run.stop();
     let crew = Arc::clone(&run.crew);
     let mut samples = run.samples;
@@ -191,7 +150,7 @@ impl Crew {
         let outcome = self.engine.generate(request, &mut |event| {
             if let Event::Token { .. } = event {
                 tokens.push(self.now());
-                self.live.tokens.fetch_add(1, Ordering::Relaxed);
+                self.live.token();
             }
             if self.stop.load(Ordering::Relaxed) { Flow::Stop } else { Flow::Continue }
         });
@@ -226,6 +185,7 @@ struct Run<'a> {
     crew: Arc<Crew>,
     ended: Receiver<LoadSample>,
     samples: Vec<LoadSample>,
+    history: History,
     name: &'a str,
     progress: &'a dyn Progress,
     /// Requests, or tenths of seconds.
@@ -252,7 +212,7 @@ impl Run<'_> {
                         break;
                     }
                     let request = crew.source.request(number);
-                    crew.live.in_flight.fetch_add(1, Ordering::Relaxed);
+                    crew.live.sent();
                     let sample = crew.send(number, &request, None);
                     crew.live.ended(&sample);
                     if sender.send(sample).is_err() {
@@ -300,14 +260,14 @@ impl Run<'_> {
                     return true;
                 }
             }
-            let flying = self.crew.live.in_flight.load(Ordering::Relaxed);
+            let flying = self.crew.live.in_flight();
             if flying >= limits.in_flight {
                 let words = format!("more than {flying} requests would have been under way");
                 let unsent = self.unsent(number, due, words);
                 self.samples.push(unsent);
                 continue;
             }
-            self.crew.live.in_flight.fetch_add(1, Ordering::Relaxed);
+            self.crew.live.sent();
             let (crew, sender) = (Arc::clone(&self.crew), sender.clone());
             let user = move || {
                 let sample = crew.send(number, &request, Some(due));
@@ -316,7 +276,7 @@ impl Run<'_> {
                 let _ = sender.send(sample);
             };
             if let Err(error) = thread::Builder::new().stack_size(STACK).spawn(user) {
-                self.crew.live.in_flight.fetch_sub(1, Ordering::Relaxed);
+                self.crew.live.unsent();
                 let unsent = self.unsent(number, due, error.to_string());
                 self.samples.push(unsent);
             }
@@ -325,7 +285,7 @@ impl Run<'_> {
     }
 
     fn unsent(&self, number: usize, due: Seconds, words: String) -> LoadSample {
-        self.crew.live.failed.fetch_add(1, Ordering::Relaxed);
+        self.crew.live.failed();
         LoadSample {
             number,
             prompt_tokens: 0,
@@ -356,6 +316,9 @@ impl Run<'_> {
         let total = self.total.max(1);
         let line = format!("{}: {}", self.name, self.crew.live);
         self.progress.at(&line, done.min(total), total);
+        if self.history.look(self.crew.now(), &self.crew.live) {
+            self.progress.live(&self.history.lines(&self.crew.live));
+        }
         if self.progress.cancelled() { Waited::Cancelled } else { Waited::Longer }
     }
 

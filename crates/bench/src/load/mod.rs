@@ -12,6 +12,7 @@ mod arrivals;
 mod drive;
 mod figures;
 mod lengths;
+mod live;
 mod objective;
 mod random;
 mod sample;
@@ -20,7 +21,7 @@ mod sweep;
 mod trace;
 
 pub use arrivals::{Pattern, Spacing, timetable};
-pub use drive::{Limits, Live, drive};
+pub use drive::{Limits, drive};
 pub use figures::{Client, Growth, Latency, LoadFigures, Window, load_figures};
 pub use lengths::Lengths;
 pub use objective::{Objective, Promise};

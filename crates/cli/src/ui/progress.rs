@@ -71,8 +71,8 @@ impl Bar {
         });
         let terminal = io::stderr().is_terminal();
         let bar = if terminal && !quiet { ProgressBar::new(0) } else { ProgressBar::hidden() };
-        if let Ok(style) = ProgressStyle::with_template("{wide_msg} {bar:24} {pos}/{len} {elapsed}")
-        {
+        let template = "{wide_msg} {bar:24} {pos}/{len} {elapsed}{prefix:.dim}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("━━╌"));
         }
         Self { bar, terminal, quiet, pace: Mutex::new(Pace::new()) }
@@ -108,6 +108,11 @@ impl Progress for Bar {
                 _ => eprintln!("{what} ({done} of {total}{left})"),
             }
         }
+    }
+
+    fn live(&self, lines: &[String]) {
+        let below: Vec<String> = lines.iter().map(|line| format!("\n{line}")).collect();
+        self.bar.set_prefix(below.concat());
     }
 
     fn note(&self, line: &str) {

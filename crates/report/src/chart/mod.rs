@@ -31,17 +31,25 @@ pub struct Chart {
 }
 
 /// All charts for which the report has figures.
+///
+/// Quality is of files: other engines that run the same are not drawn there.
 pub fn charts(report: &Report) -> Vec<Chart> {
+    let mut report = report.clone();
+    for row in report.rows.iter_mut().filter(|row| row.deviates()) {
+        row.label += " (deviates)";
+    }
+    let mut of_files = report.clone();
+    of_files.rows.retain(|row| row.conformance.is_none());
     [
-        quality_size(report),
-        speed_memory(report),
-        throughput(report),
-        memory(report),
-        token_latency(report),
-        perplexity(report),
-        divergence(report),
-        by_streams(report),
-        machine(report),
+        quality_size(&of_files),
+        speed_memory(&report),
+        throughput(&report),
+        memory(&report),
+        token_latency(&report),
+        perplexity(&of_files),
+        divergence(&of_files),
+        by_streams(&report),
+        machine(&report),
     ]
     .into_iter()
     .flatten()
@@ -66,9 +74,29 @@ fn ink(report: &Report, row: &Row) -> Ink {
     }
 }
 
-/// The ends of an interval worth drawing.
+/// The ends of an interval worth drawing. One of very few rounds may reach anywhere: it is cut where
+/// it would leave no room for the figures.
 fn ends(interval: &Interval) -> Option<(f64, f64)> {
-    (interval.high > interval.low && interval.high < 1e300).then_some((interval.low, interval.high))
+    const MOST: f64 = 2.0;
+    let known = interval.high > interval.low && interval.high < 1e300;
+    known.then(|| {
+        let (least, most) = (interval.point / MOST, interval.point * MOST);
+        (interval.low.max(least), interval.high.min(most))
+    })
+}
+
+/// An interval as far as it is drawn.
+fn drawn(interval: Interval) -> Interval {
+    ends(&interval).map_or(interval, |(low, high)| Interval { low, high, ..interval })
+}
+
+/// Whether values are so far apart that the small ones would fall together on a linear scale.
+fn far_apart(values: impl Iterator<Item = f64>) -> bool {
+    const TIMES: f64 = 20.0;
+    let (low, high) = values
+        .filter(|value| *value > 0.0)
+        .fold((f64::INFINITY, 0f64), |(low, high), value| (low.min(value), high.max(value)));
+    high > low * TIMES
 }
 
 /// The largest amount of memory in a column.
@@ -135,16 +163,23 @@ fn speed_memory(report: &Report) -> Option<Chart> {
     if dots.is_empty() {
         return None;
     }
+    let x_log = far_apart(dots.iter().map(|dot| dot.x));
+    let y_log = far_apart(dots.iter().map(|dot| dot.y));
+    let log = |is: bool| if is { " (log)" } else { "" };
     chart("speed-memory", "Speed against memory", |title| {
         scatter::scatter(&Scatter {
             title,
             subtitle: "Up and left is better. The line joins what nothing beats in both.",
             x: Axis {
-                label: &format!("memory while it runs, {name}"),
-                log: false,
+                label: &format!("memory while it runs, {name}{}", log(x_log)),
+                log: x_log,
                 tick: tick_label,
             },
-            y: Axis { label: "decode, tokens per second", log: false, tick: tick_label },
+            y: Axis {
+                label: &format!("decode, tokens per second{}", log(y_log)),
+                log: y_log,
+                tick: tick_label,
+            },
             dots,
             floor: None,
         })
@@ -173,7 +208,7 @@ fn throughput(report: &Report) -> Option<Chart> {
         .map(|(row, decode)| Bar {
             label: row.label.clone(),
             ink: ink(report, row),
-            value: decode,
+            value: drawn(decode),
             inner: None,
             text: match row.speed_ratio.filter(|_| row.id != report.baseline) {
                 Some(ratio) => format!("{} ({:.2}×)", short(decode.point), ratio.point),
