@@ -40,13 +40,14 @@ fn checked(what: &str, outcome: Agreement, words: String) -> Check {
     Check { what: what.to_owned(), outcome, words, kl: None }
 }
 
-/// What cannot be asked is said so; what breaks is a deviation.
-fn refused(what: &str, error: Error) -> Check {
-    let outcome = match error {
-        Error::Unsupported { .. } | Error::BadRequest { .. } => Agreement::Unasked,
-        _ => Agreement::Deviates,
-    };
-    checked(what, outcome, error.to_string())
+/// What cannot be asked is said so. **Errors**: the engine broke, which is no answer.
+fn refused(what: &str, error: Error) -> anyhow::Result<Check> {
+    match error {
+        Error::Unsupported { .. } | Error::BadRequest { .. } => {
+            Ok(checked(what, Agreement::Unasked, error.to_string()))
+        }
+        broken => Err(broken.into()),
+    }
 }
 
 fn tokens(
@@ -60,7 +61,7 @@ fn tokens(
         let own = plain(&subject.tokenizer, text)?;
         let theirs = match engine.tokenize(text) {
             Ok(ids) => ids,
-            Err(error) => return Ok(refused(WHAT, error)),
+            Err(error) => return refused(WHAT, error),
         };
         if own != theirs {
             let at = first_difference(&own, &theirs);
@@ -107,7 +108,7 @@ fn template(
     };
     let theirs = match engine.render(&turns) {
         Ok(text) => text,
-        Err(error) => return Ok(refused(WHAT, error)),
+        Err(error) => return refused(WHAT, error),
     };
     // Some leave the first token to the tokenizer, which puts it there anyway.
     let bos = subject.tokenizer.bos().and_then(|id| subject.tokenizer.token_text(id)).unwrap_or("");
@@ -146,7 +147,7 @@ fn weights(
         let count = located.weight.rows.min(ROWS);
         let theirs = match engine.weights(module, first..first + count) {
             Ok(weights) => weights,
-            Err(error) => return Ok(refused(WHAT, error)),
+            Err(error) => return refused(WHAT, error),
         };
         let blocks = subject.model.load(&subject.checkpoint, located)?;
         let own = Matrix::in_place(blocks, Precision::Exact, &Pool::new(1));
@@ -204,7 +205,7 @@ fn logits(
     for (number, probe) in reference.probes.iter().enumerate() {
         let found = match rows(engine, &probe.tokens) {
             Ok(rows) => rows,
-            Err(error) => return Ok(refused(WHAT, error)),
+            Err(error) => return refused(WHAT, error),
         };
         if found.len() != probe.rows.len() {
             let words = format!("{} rows of logits, not {}", found.len(), probe.rows.len());
@@ -244,7 +245,7 @@ fn text(
     for (number, text) in reference.texts.iter().enumerate() {
         let (theirs, told) = match written(engine, &text.request) {
             Ok(written) => written,
-            Err(error) => return Ok(refused(WHAT, error)),
+            Err(error) => return refused(WHAT, error),
         };
         if theirs.contains(&UNKNOWN_TOKEN) && told != text.text {
             let [own, told] = [&text.text, &told].map(|text| text.chars().collect::<Vec<_>>());

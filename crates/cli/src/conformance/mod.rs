@@ -76,7 +76,14 @@ impl Subject {
         for (number, (what, check)) in checks::ALL.into_iter().enumerate() {
             progress.check()?;
             progress.at(&format!("{name}: {what}"), number as u64, checks::ALL.len() as u64);
-            found.checks.push(check(self, engine, reference, noise)?);
+            match check(self, engine, reference, noise) {
+                Ok(check) => found.checks.push(check),
+                Err(why) if why.is::<lathe_api::Error>() => {
+                    found.failed = Some(format!("{what}: {why:#}"));
+                    break;
+                }
+                Err(why) => return Err(why),
+            }
         }
         Ok(found)
     }

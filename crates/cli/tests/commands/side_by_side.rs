@@ -106,7 +106,7 @@ fn an_engine_that_dies_in_a_trial_costs_that_trial_alone() {
 #[test]
 fn an_engine_that_dies_in_every_trial_is_given_up_and_the_others_go_on() {
     let folder = tempfile::tempdir().unwrap();
-    let report = optimized(folder.path(), "crash", &[]);
+    let report = optimized(folder.path(), "crash-at-eight", &[]);
     let record = record(folder.path());
     assert_eq!(trials(&record, "q4_0@llama.cpp"), (Vec::new(), vec![0, 1]));
     assert_eq!(trials(&record, "q4_0"), (vec![0, 1, 2], Vec::new()));
@@ -116,12 +116,18 @@ fn an_engine_that_dies_in_every_trial_is_given_up_and_the_others_go_on() {
 }
 
 #[test]
-fn an_engine_that_does_not_start_is_no_candidate() {
-    let folder = tempfile::tempdir().unwrap();
-    let report = optimized(folder.path(), "bad-model", &[]);
-    assert_eq!(trials(&record(folder.path()), "q4_0@llama.cpp"), (Vec::new(), Vec::new()));
-    let dropped = report["dropped"].to_string();
-    assert!(dropped.contains("tensor data is out of bounds"), "{dropped}");
+fn an_engine_that_does_not_start_or_dies_when_it_is_asked_is_no_candidate() {
+    for (mode, why) in
+        [("bad-model", "tensor data is out of bounds"), ("crash", "ggml_abort: not enough memory")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let report = optimized(folder.path(), mode, &[]);
+        let record = record(folder.path());
+        assert_eq!(trials(&record, "q4_0@llama.cpp"), (Vec::new(), Vec::new()));
+        assert!(record["conformance"].as_object().unwrap().is_empty());
+        let dropped = report["dropped"].to_string();
+        assert!(dropped.contains(why), "{dropped}");
+    }
 }
 
 #[test]

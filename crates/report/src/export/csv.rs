@@ -1,7 +1,7 @@
 use lathe_stats::Interval;
 
 use super::Exporter;
-use crate::{Error, Report, Row};
+use crate::{Conformance, Error, Report, Row};
 
 /// One line per configuration, units in the column names (RFC 4180).
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +53,9 @@ fn columns() -> Vec<Column> {
     list.extend(interval!("choice_flips", flips));
     list.extend(interval!("cost_per_million_tokens", cost_per_million));
     list.push(("balance", |r| number(r.balance)));
+    list.push(("computes_the_same", |r| {
+        r.conformance.as_ref().map_or_else(String::new, Conformance::verdict)
+    }));
     list.push(("pareto_quality_size", |r| r.pareto_quality_size.to_string()));
     list.push(("pareto_speed_memory", |r| r.pareto_speed_memory.to_string()));
     list
