@@ -15,14 +15,14 @@ use lathe_adapters::{
     vllm,
 };
 use lathe_api::Engine;
-use lathe_base::{Progress, Seconds};
+use lathe_base::Seconds;
 use lathe_optimize::EngineChoice;
 use lathe_preflight::{Device, EngineRules, Rules, check};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     commands::engines::KNOWN,
-    graphs::{Wanted, exported, graph},
+    graphs::{Wanted, exported},
     loading::obstacle_words,
 };
 
@@ -376,20 +376,6 @@ impl Peer {
     /// Whether the type of its KV cache can be chosen.
     pub(crate) fn chooses_kv(&self) -> bool {
         matches!(self.kind, Kind::LlamaServer(_))
-    }
-
-    /// What it needs made of a model's files before it reads them; it reads most as they are.
-    ///
-    /// `out` is a path for it. **Errors**: it cannot be made.
-    pub(crate) fn adapt(
-        &self,
-        (model, context): (&Path, usize),
-        out: &Path,
-        progress: &dyn Progress,
-    ) -> anyhow::Result<bool> {
-        let Kind::OnnxRuntime(_) = &self.kind else { return Ok(false) };
-        graph(model, Wanted::read(&self.arguments)?.graph, context, out, progress)?;
-        Ok(true)
     }
 
     /// Refuses types of the KV cache that differ from what the engine uses by itself: the type that

@@ -13,7 +13,7 @@ use super::shop::Shop;
 use crate::{
     commands::bench::avoided,
     conformance::{Question, TOKENS, room},
-    loading, open,
+    graphs, loading, open,
     peers::{Peer, PeerOrder, Served},
 };
 
@@ -86,7 +86,8 @@ impl Shop {
             own = Some(Made { path: folder, ..made.clone() });
         }
         let model = own.as_ref().map_or(&order.model, |made| &made.path);
-        if peer.adapt((model, order.context), out, progress)? {
+        if let Some(options) = peer.graph() {
+            graphs::graph(model, options?, order.context, out, progress)?;
             let size = size_of(out)?;
             let parameters = self.spec().parameters().max(1) as f64;
             let written =

@@ -15,14 +15,15 @@ pub(super) struct Says {
     pub(super) architectures: Option<Vec<String>>,
 }
 
+/// What its answer means.
+type Read = fn(&[String]) -> anyhow::Result<Says>;
+
 /// Asks an engine; one that does not answer has said nothing, but for llama.cpp's, which all
 /// compute on the CPU.
 ///
 /// **Errors**: an interruption.
 pub(super) fn ask(peer: &Peer, progress: &dyn Progress) -> anyhow::Result<Says> {
-    let (program, arguments, read): (_, _, fn(&[String]) -> anyhow::Result<Says>) = match peer
-        .question()
-    {
+    let (program, arguments, read): (_, _, Read) = match peer.question() {
         Question::Script(python, code) => (python, ["-c", code].to_vec(), json),
         Question::Devices(program) => {
             let list = |lines: &[String]| Ok(Says { devices: devices(lines), architectures: None });

@@ -4,7 +4,7 @@ use std::{env, fs, path::Path, time::Duration};
 
 use anyhow::Context;
 use lathe_base::{Bytes, Progress, Seconds, Silent};
-use lathe_bench::{Error, Launcher, Order, Text, Workload};
+use lathe_bench::{Error, Launcher, Limits, Order, Text, Workload};
 use lathe_machine::Monitor;
 use lathe_optimize::{EngineOrder, Guesses, MemoryUse, Precision};
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,7 @@ impl<'a> Bench<'a> {
             arguments: vec!["trial".to_owned()],
             // Longer than its parts: what is late should say so itself.
             timeout: Duration::from_secs_f64(patience.0.clamp(1.0, 1e6) * 2.0 + 10.0),
+            limits: Limits::default(),
         };
         Ok(Self { source, launcher, monitor: Monitor::start(), patience })
     }
