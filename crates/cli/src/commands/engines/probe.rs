@@ -250,15 +250,13 @@ impl ProbeArgs {
                 progress.at(&format!("{} on {}", who.name(), kind.name), done, total);
                 let outcome = who.try_on(&bench, &sample, progress)?;
                 own.add(kind.name, outcome);
-                record.put(own.clone());
-                record.write()?;
+                record.keep(own.clone())?;
                 done += 1;
             }
             sample.remove();
         }
         // Of those that had no file left to try.
-        probed.into_iter().for_each(|own| record.put(own));
-        record.write()
+        probed.into_iter().try_for_each(|own| record.keep(own))
     }
 }
 

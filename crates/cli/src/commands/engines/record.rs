@@ -76,7 +76,14 @@ impl Record {
         }
     }
 
-    pub(super) fn write(&self) -> anyhow::Result<()> {
+    /// Keeps an engine, beside what others have kept meanwhile.
+    pub(super) fn keep(&mut self, probed: Probed) -> anyhow::Result<()> {
+        *self = Self::read()?;
+        self.put(probed);
+        self.write()
+    }
+
+    fn write(&self) -> anyhow::Result<()> {
         let path = path().context("there is no home folder; set XDG_DATA_HOME")?;
         AtomicFile::write_all(&path, &serde_json::to_vec_pretty(self)?)
             .with_context(|| format!("cannot write {}", path.display()))
@@ -88,7 +95,7 @@ impl Record {
     }
 
     /// Puts an engine in the place of what was known of it at its place.
-    pub(super) fn put(&mut self, probed: Probed) {
+    fn put(&mut self, probed: Probed) {
         let same =
             |other: &Probed| (&other.engine, &other.place) == (&probed.engine, &probed.place);
         self.engines.retain(|other| !same(other));
