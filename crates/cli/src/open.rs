@@ -14,7 +14,7 @@ use lathe_engine::{
 use lathe_files::Checkpoint;
 use lathe_machine::Memory;
 use lathe_optimize::{EngineOrder, Guesses, Precision};
-use lathe_tokens::Tokenizer;
+use lathe_tokens::{Prompt, Tokenizer};
 
 /// What users type for the built-in model, besides its own name.
 pub(crate) const DEMO: &str = "demo";
@@ -47,6 +47,11 @@ pub(crate) fn path(model: &str, progress: &dyn Progress) -> anyhow::Result<PathB
 /// The model's tokenizer.
 pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> anyhow::Result<Arc<Tokenizer>> {
     Ok(Arc::new(Tokenizer::from_checkpoint(checkpoint)?))
+}
+
+/// The ids of a text to be continued, bos included where the model wants it.
+pub(crate) fn plain(tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Vec<u32>> {
+    Ok(tokenizer.encode_prompt(&Prompt::plain(text))?)
 }
 
 /// Loads a model into the engine that the order names.

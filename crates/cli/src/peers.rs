@@ -18,10 +18,10 @@ use lathe_api::Engine;
 use lathe_base::Seconds;
 use lathe_optimize::EngineChoice;
 use lathe_preflight::{Device, EngineRules, Rules, check};
+use lathe_tokens::{TokenKind, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    commands::engines::KNOWN,
     graphs::{Wanted, exported},
     loading::obstacle_words,
 };
@@ -144,11 +144,30 @@ pub(crate) struct Places {
     pub(crate) arguments: Vec<(String, String)>,
 }
 
+/// Engines that are looked for without being asked for.
+const KNOWN: [&str; 5] = ["llama.cpp", "ik_llama.cpp", "onnxruntime", "transformers", "vllm"];
+
 impl Places {
+    /// Engines to look for: those that are known, and those that the user says where they are.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = KNOWN.to_vec();
+        for (name, _) in &self.paths {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
     /// What is said of one engine, to be kept with a run.
     pub(crate) fn choice(&self, name: String) -> EngineChoice {
         let (path, arguments) = (last(&self.paths, &name), last(&self.arguments, &name));
-        EngineChoice { name, path, arguments }
+        // A run may be resumed from another folder.
+        let absolute = |path: String| match std::path::absolute(&path) {
+            Ok(found) if !path.contains("://") => found.display().to_string(),
+            _ => path,
+        };
+        EngineChoice { name, path: path.map(absolute), arguments }
     }
 
     /// The same of engines of a run.
@@ -206,13 +225,7 @@ impl Peer {
 
     /// All that are found among those that are known, and those that the user says where they are.
     pub(crate) fn all(places: &Places) -> Vec<Self> {
-        let mut names: Vec<&str> = KNOWN.to_vec();
-        for (name, _) in &places.paths {
-            if !names.contains(&name.as_str()) {
-                names.push(name);
-            }
-        }
-        names.into_iter().filter_map(|name| Self::find(name, places).ok()).collect()
+        places.names().into_iter().filter_map(|name| Self::find(name, places).ok()).collect()
     }
 
     /// Whether it is started on files of ours.
@@ -460,6 +473,15 @@ pub(crate) struct Served<'a> {
     pub(crate) vocab: usize,
     pub(crate) avoid: &'a [u32],
     pub(crate) patience: Seconds,
+}
+
+/// Tokens that are no text of their own: those that end a text, and parts of characters.
+pub(crate) fn avoided(tokenizer: &Tokenizer) -> Vec<u32> {
+    let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+    let is_part = |id: u32| std::str::from_utf8(&tokenizer.token_bytes(id)).is_err();
+    let stops = tokenizer.stop_tokens();
+    ids.filter(|&id| stops.contains(&id) || tokenizer.kind(id) == TokenKind::Control || is_part(id))
+        .collect()
 }
 
 /// A server's program, or the one in an installation's folder.

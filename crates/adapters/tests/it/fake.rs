@@ -276,19 +276,6 @@ impl Fake {
             match (self.mode.as_str(), i) {
                 ("breaks-off", 3) => return chunks.end(),
                 ("malformed", 3) => return chunks.event("data: {\"choices\": \n\n"),
-                ("crash-at-eight", 3) if asked == 8 => {
-                    eprintln!("ggml_abort: not enough memory");
-                    exit(9);
-                }
-                // At the first request for eight tokens, of all servers that are told this file.
-                (mode, 3) if mode.starts_with("crash-once:") && asked == 8 => {
-                    let marker = mode.strip_prefix("crash-once:").unwrap_or_default();
-                    if !Path::new(marker).exists() {
-                        fs::write(marker, "crashed").unwrap();
-                        eprintln!("killed in the middle");
-                        exit(9);
-                    }
-                }
                 ("hang", 3) => thread::sleep(Duration::from_secs(600)),
                 _ => {}
             }

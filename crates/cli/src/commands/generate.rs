@@ -12,10 +12,11 @@ use crate::{
     commands::{
         answer::Answer,
         likely::{self, Likely},
-        options::{EngineArgs, Loaded, SamplingArgs, SpeculationArgs, plain},
+        options::{EngineArgs, Loaded, SamplingArgs, SpeculationArgs},
         structure::{self, StructureArgs},
     },
     exit::Ended,
+    open::plain,
     ui,
 };
 

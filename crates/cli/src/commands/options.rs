@@ -10,7 +10,7 @@ use lathe_engine::{Native, Options, serving::Submission};
 use lathe_files::Checkpoint;
 use lathe_models::Model;
 use lathe_optimize::{EngineOrder, Guesses, MemoryUse, Precision};
-use lathe_tokens::{Prompt, Template, Tokenizer};
+use lathe_tokens::{Template, Tokenizer};
 
 use crate::{
     commands::{
@@ -265,11 +265,6 @@ impl SamplingArgs {
             seed: self.seed,
         }
     }
-}
-
-/// The ids of a text to be continued, bos included where the model wants it.
-pub(crate) fn plain(tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Vec<u32>> {
-    Ok(tokenizer.encode_prompt(&Prompt::plain(text))?)
 }
 
 fn number(text: &str, fits: impl Fn(f32) -> bool, needed: &str) -> Result<f32, String> {

@@ -11,7 +11,7 @@ use super::{
     Subject,
     reference::{Noise, Reference, likeliest, rows, written},
 };
-use crate::commands::options::plain;
+use crate::open::plain;
 
 pub(crate) type Asks = fn(&Subject, &dyn Engine, &Reference, &Noise) -> anyhow::Result<Check>;
 

@@ -9,7 +9,7 @@ use lathe_optimize::{EngineOrder, Precision};
 use serde::{Deserialize, Serialize};
 
 use super::Subject;
-use crate::{commands::options::plain, open};
+use crate::open::{self, plain};
 
 /// Texts whose tokens' probabilities are compared.
 const PROBES: [&str; 2] = [

@@ -11,10 +11,9 @@ use lathe_preflight::Artifact;
 
 use super::shop::Shop;
 use crate::{
-    commands::bench::avoided,
     conformance::{Question, TOKENS, room},
     graphs, loading, open,
-    peers::{Peer, PeerOrder, Served},
+    peers::{Peer, PeerOrder, Served, avoided},
 };
 
 /// What an engine may be silent for: the trial's own limit is what ends it.

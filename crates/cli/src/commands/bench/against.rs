@@ -3,11 +3,11 @@
 use lathe_base::Seconds;
 use lathe_bench::{Figures, Measure, Workload};
 use lathe_kernels::Peaks;
+use lathe_optimize::NATIVE;
 use lathe_stats::Interval;
 
 use super::{
     Advantage, Bench, Measured,
-    measure::NATIVE,
     show::{method, shown},
 };
 use crate::ui;

@@ -8,8 +8,8 @@ use lathe_bench::{Launcher, Limits, Next, Order, Round, Text, Workload, figures,
 use lathe_files::{Checkpoint, Folder};
 use lathe_machine::{Machine, Memory, Monitor, Noise};
 use lathe_models::Model;
-use lathe_optimize::{EngineOrder, Guesses};
-use lathe_tokens::{TokenKind, Tokenizer};
+use lathe_optimize::{EngineOrder, Guesses, NATIVE};
+use lathe_tokens::Tokenizer;
 
 use super::{
     Advantage, Bench, Measured, Refused, Timing,
@@ -18,14 +18,11 @@ use super::{
 };
 use crate::{
     loading, open,
-    peers::{Peer, Served},
+    peers::{Peer, Served, avoided},
 };
 
 /// The machine is watched for so long before and after the trials.
 const MARGIN: Duration = Duration::from_millis(400);
-
-/// Lathe's own engine.
-pub(super) const NATIVE: &str = "native";
 
 /// What is to be measured.
 pub(crate) struct Asked<'a> {
@@ -139,9 +136,11 @@ pub(crate) fn measure(asked: &Asked<'_>, progress: &dyn Progress) -> anyhow::Res
 }
 
 /// What every engine may use, whatever it would take by itself: as many processors as it has
-/// threads, and no more memory than there is.
+/// threads, and memory as long as the system still has some.
 pub(crate) fn limits(threads: usize) -> Limits {
-    let memory = Memory::read().capacity();
+    // Beyond it the system ends processes as it likes, perhaps ours.
+    const SHARE: f64 = 0.95;
+    let memory = Bytes((Memory::read().capacity().0 as f64 * SHARE) as u64);
     Limits { cores: Some(threads), memory: (memory.0 > 0).then_some(memory) }
 }
 
@@ -286,15 +285,6 @@ fn text(path: &Path, tokenizer: &Tokenizer, workload: &Workload) -> anyhow::Resu
     }
     ids.truncate(most);
     Ok(Text { name, ids })
-}
-
-/// Tokens that are no text of their own: those that end a text, and parts of characters.
-pub(crate) fn avoided(tokenizer: &Tokenizer) -> Vec<u32> {
-    let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
-    let is_part = |id: u32| std::str::from_utf8(&tokenizer.token_bytes(id)).is_err();
-    let stops = tokenizer.stop_tokens();
-    ids.filter(|&id| stops.contains(&id) || tokenizer.kind(id) == TokenKind::Control || is_part(id))
-        .collect()
 }
 
 /// The version that an engine told, in its first trial that came to its end.

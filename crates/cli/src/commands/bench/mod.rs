@@ -14,7 +14,7 @@ use lathe_machine::{Machine, Sample};
 use lathe_stats::Interval;
 use serde::Serialize;
 
-pub(crate) use measure::{Asked, avoided, limits, measure};
+pub(crate) use measure::{Asked, limits, measure};
 
 use crate::{
     args::Global,

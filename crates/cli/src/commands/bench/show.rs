@@ -1,7 +1,8 @@
 use lathe_base::Seconds;
+use lathe_optimize::NATIVE;
 use lathe_stats::Interval;
 
-use super::{Bench, Measured, Refused, against, measure::NATIVE};
+use super::{Bench, Measured, Refused, against};
 use crate::ui;
 
 /// A figure of one model, for people.

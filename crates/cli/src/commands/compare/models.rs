@@ -15,8 +15,9 @@ use crate::{
         answer::answer,
         bench::{self, Bench},
         eval,
-        options::{Loaded, SpeculationArgs, plain},
+        options::{Loaded, SpeculationArgs},
     },
+    open::plain,
     ui,
 };
 

@@ -55,10 +55,6 @@ enum Action {
     Probe(probe::ProbeArgs),
 }
 
-/// Engines that are looked for without being asked for.
-pub(crate) const KNOWN: [&str; 5] =
-    ["llama.cpp", "ik_llama.cpp", "onnxruntime", "transformers", "vllm"];
-
 #[derive(Serialize)]
 struct Engine {
     name: String,
@@ -115,13 +111,8 @@ fn list(args: &EnginesArgs, global: &Global) -> anyhow::Result<Ended> {
 
 /// Every engine that is known or has a place, with what it is or why it is not there.
 fn found(places: &Places) -> Vec<(String, anyhow::Result<Peer>)> {
-    let mut names: Vec<&str> = KNOWN.to_vec();
-    for (name, _) in &places.paths {
-        if !names.contains(&name.as_str()) {
-            names.push(name);
-        }
-    }
-    names.into_iter().map(|name| (name.to_owned(), Peer::find(name, places))).collect()
+    let find = |name: &str| (name.to_owned(), Peer::find(name, places));
+    places.names().into_iter().map(find).collect()
 }
 
 fn native_version() -> String {

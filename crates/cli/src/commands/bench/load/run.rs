@@ -12,7 +12,7 @@ use lathe_engine::serving::{Limits as Room, Service};
 use lathe_files::{Checkpoint, Folder};
 use lathe_machine::Machine;
 use lathe_models::Model;
-use lathe_optimize::EngineOrder;
+use lathe_optimize::{EngineOrder, NATIVE};
 use lathe_stats::Verdict;
 
 use super::{
@@ -20,12 +20,9 @@ use super::{
     shape::{Kind, Shape, words},
 };
 use crate::{
-    commands::bench::{
-        BenchArgs,
-        measure::{NATIVE, avoided},
-    },
+    commands::bench::BenchArgs,
     loading, open,
-    peers::{Peer, Served},
+    peers::{Peer, Served, avoided},
 };
 
 /// Threads of the client, and connections: beyond it something is wrong.
