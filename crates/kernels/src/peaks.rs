@@ -88,6 +88,8 @@ fn peak(pool: &Pool, op: impl Op<Out = f64> + Clone + Sync) -> f64 {
 
 const ROUNDS: usize = 1 << 19;
 const CHAINS: usize = 12;
+/// Of products of tiles.
+const TILED_ROUNDS: usize = 1 << 16;
 
 #[derive(Clone)]
 struct IntPeak;
@@ -123,9 +125,13 @@ struct HalfPeak;
 
 impl Op for HalfPeak {
     const BF16: bool = true;
+    const TILES: bool = true;
     type Out = f64;
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> f64 {
+        if I::TILES {
+            return isa.spin_tiles(TILED_ROUNDS) as f64;
+        }
         let a = isa.load_bytes(&black_box([0x3f; 64]));
         let mut sums = [isa.splat(0.0); CHAINS];
         for _ in 0..ROUNDS {

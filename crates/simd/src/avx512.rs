@@ -1,16 +1,33 @@
 use std::arch::x86_64::*;
 
-use crate::{Isa, LANES, Op, isa::pairs_of_bf16};
+use crate::{
+    Isa, LANES, Op, amx,
+    isa::{HalfRows, HalfSums, HalfTokens, half_tiles_by_loops, pairs_of_bf16},
+};
 
-/// AVX-512 with F, BW, VL, DQ and VNNI (Intel since Cascade Lake, AMD since Zen 4); with `BF16` also
-/// its dot product (Intel since Cooper Lake, AMD since Zen 4).
+/// AVX-512 with F, BW, VL, DQ and VNNI (Intel since Cascade Lake, AMD since Zen 4). `LEVEL` says what
+/// there is beside it.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512<const BF16: bool = false>(());
+pub struct Avx512<const LEVEL: u8 = PLAIN>(());
 
-impl Avx512<true> {
-    /// The same machine without the dot product, for what does not use it: its code is compiled
+/// Nothing.
+pub(crate) const PLAIN: u8 = 0;
+/// The dot product of bfloat16 (Intel since Cooper Lake, AMD since Zen 4).
+pub(crate) const BF16: u8 = 1;
+/// That, and tile registers with products of bfloat16 (Intel since Sapphire Rapids).
+pub(crate) const AMX: u8 = 2;
+
+impl<const LEVEL: u8> Avx512<LEVEL> {
+    /// The same machine without more than that, for what does not use it: its code is compiled
     /// once.
-    pub fn without_bf16(self) -> Avx512 {
+    pub(crate) fn plain(self) -> Avx512 {
+        Avx512(())
+    }
+}
+
+impl Avx512<AMX> {
+    /// The same machine without tiles.
+    pub(crate) fn without_tiles(self) -> Avx512<BF16> {
         Avx512(())
     }
 }
@@ -35,11 +52,16 @@ macro_rules! v {
     }};
 }
 
-impl<const BF16: bool> Isa for Avx512<BF16> {
-    const NAME: &'static str = if BF16 { "avx512bf16" } else { "avx512" };
+impl<const LEVEL: u8> Isa for Avx512<LEVEL> {
+    const NAME: &'static str = match LEVEL {
+        PLAIN => "avx512",
+        BF16 => "avx512bf16",
+        _ => "amx",
+    };
     const REGISTERS: usize = 32;
     const DOT_BIAS: i32 = 0;
-    const BF16: bool = BF16;
+    const BF16: bool = LEVEL >= BF16;
+    const TILES: bool = LEVEL == AMX;
 
     type F = __m512;
     type I = __m512i;
@@ -54,7 +76,8 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
-            && (!BF16 || is_x86_feature_detected!("avx512bf16")))
+            && (LEVEL < BF16 || is_x86_feature_detected!("avx512bf16"))
+            && (LEVEL < AMX || amx::is_here()))
         .then_some(Self(()))
     }
     #[inline]
@@ -68,7 +91,7 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         fn with_bf16<I: Isa, O: Op>(isa: I, op: O) -> O::Out {
             op.run(isa)
         }
-        if BF16 { v!(with_bf16(self, op)) } else { v!(inner(self, op)) }
+        if LEVEL >= BF16 { v!(with_bf16(self, op)) } else { v!(inner(self, op)) }
     }
 
     #[inline(always)]
@@ -167,7 +190,7 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     }
     #[inline(always)]
     fn dot_bf16(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-        if BF16 {
+        if LEVEL >= BF16 {
             // SAFETY: the token proves the feature; all three are 64 bytes of plain numbers.
             unsafe {
                 let (a, b) = (
@@ -415,6 +438,35 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     #[inline(always)]
     fn dot(self, acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         v!(_mm512_dpbusd_epi32(acc, codes, x))
+    }
+
+    #[inline(always)]
+    fn half_tiles_on(self, tokens: usize) {
+        if LEVEL == AMX {
+            amx::half_tiles_on(tokens);
+        }
+    }
+    #[inline(always)]
+    unsafe fn half_tiles(self, w: HalfRows, x: HalfTokens, steps: usize, sums: &mut [HalfSums; 4]) {
+        // SAFETY: the token is the proof that there are tiles, the caller vouches for the rest.
+        unsafe {
+            if LEVEL == AMX {
+                amx::half_tiles(w, x, steps, sums);
+            } else {
+                half_tiles_by_loops(w, x, steps, sums);
+            }
+        }
+    }
+    #[inline(always)]
+    fn spin_tiles(self, rounds: usize) -> usize {
+        // SAFETY: the token is the proof that there are tiles.
+        if LEVEL == AMX { unsafe { amx::spin(rounds) } } else { 0 }
+    }
+    #[inline(always)]
+    fn tiles_off(self) {
+        if LEVEL == AMX {
+            amx::tiles_off();
+        }
     }
 
     #[inline(always)]

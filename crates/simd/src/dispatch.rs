@@ -1,5 +1,7 @@
 use std::{cell::Cell, sync::OnceLock};
 
+#[cfg(target_arch = "x86_64")]
+use crate::avx512::{AMX, BF16, PLAIN};
 #[cfg(target_arch = "aarch64")]
 use crate::neon::{DOT, I8MM, PLAIN};
 use crate::{Isa, Scalar};
@@ -15,6 +17,9 @@ pub trait Op {
     /// Whether it takes [`Isa::dot`], [`Isa::dot_small`] or [`Isa::dot_matrix`], or asks how they
     /// are: only then is it compiled for machines that differ in nothing else.
     const BYTES: bool = false;
+    /// Whether it takes [`Isa::half_tiles`], or asks for them: only then is it compiled for machines
+    /// that have instructions for them.
+    const TILES: bool = false;
     /// What it gives back.
     type Out;
     /// Does the work with `isa`.
@@ -24,12 +29,16 @@ pub trait Op {
 /// The instruction set that [`run`] uses in this process, and how it came to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// Its name: `scalar`, `avx2`, `avx512`, `avx512bf16`, `neon`, `neondot` or
-    /// `neoni8mm`.
+    /// Its name: `scalar`, `avx2`, `avx512`, `avx512bf16`, `amx`, `neon`, `neondot`
+    /// or `neoni8mm`.
     pub name: &'static str,
     /// What `LATHE_ISA` asked for and could not be given, to be told to the user once.
     pub refused: Option<String>,
 }
+
+/// Instruction sets that are only used where they are asked for. Tiles multiply many tokens with
+/// bfloat16 several times as fast, and one token more slowly.
+const ASKED_FOR: [&str; 1] = ["amx"];
 
 /// Which instruction set [`run`] uses: the best here, or what `LATHE_ISA` names if it is here.
 pub fn chosen() -> &'static Choice {
@@ -39,7 +48,8 @@ pub fn chosen() -> &'static Choice {
 
 fn choose(wanted: Option<&str>) -> Choice {
     let here = available();
-    let best = *here.last().expect("scalar is everywhere");
+    let usual = here.iter().rfind(|name| !ASKED_FOR.contains(name));
+    let best = *usual.expect("scalar is everywhere");
     match wanted {
         None | Some("") => Choice { name: best, refused: None },
         Some(wanted) => match here.iter().find(|name| **name == wanted) {
@@ -62,6 +72,7 @@ struct Name;
 impl Op for Name {
     const BF16: bool = true;
     const BYTES: bool = true;
+    const TILES: bool = true;
     type Out = ();
     fn run<I: Isa>(self, _: I) {}
 }
@@ -75,7 +86,9 @@ enum Token {
     #[cfg(target_arch = "x86_64")]
     Avx512(crate::Avx512),
     #[cfg(target_arch = "x86_64")]
-    Avx512Bf16(crate::Avx512<true>),
+    Avx512Bf16(crate::Avx512<BF16>),
+    #[cfg(target_arch = "x86_64")]
+    Amx(crate::Avx512<AMX>),
     #[cfg(target_arch = "aarch64")]
     Neon(crate::Neon),
     #[cfg(target_arch = "aarch64")]
@@ -104,7 +117,7 @@ pub fn with_isa<T>(name: &str, f: impl FnOnce() -> T) -> Option<T> {
     Some(f())
 }
 
-/// The names of the instruction sets of this machine, the best last.
+/// The names of the instruction sets of this machine: each can do all that those before it can.
 pub fn available() -> Vec<&'static str> {
     run_all(Name).into_iter().map(|(name, ())| name).collect()
 }
@@ -124,9 +137,11 @@ fn find(name: &str) -> Option<Token> {
         #[cfg(target_arch = "x86_64")]
         crate::Avx2::NAME => crate::Avx2::detect().map(Token::Avx2),
         #[cfg(target_arch = "x86_64")]
-        crate::Avx512::<false>::NAME => crate::Avx512::detect().map(Token::Avx512),
+        crate::Avx512::<PLAIN>::NAME => crate::Avx512::detect().map(Token::Avx512),
         #[cfg(target_arch = "x86_64")]
-        crate::Avx512::<true>::NAME => crate::Avx512::detect().map(Token::Avx512Bf16),
+        crate::Avx512::<BF16>::NAME => crate::Avx512::detect().map(Token::Avx512Bf16),
+        #[cfg(target_arch = "x86_64")]
+        crate::Avx512::<AMX>::NAME => crate::Avx512::detect().map(Token::Amx),
         #[cfg(target_arch = "aarch64")]
         crate::Neon::<PLAIN>::NAME => crate::Neon::detect().map(Token::Neon),
         #[cfg(target_arch = "aarch64")]
@@ -149,7 +164,13 @@ pub fn run<O: Op>(op: O) -> O::Out {
         #[cfg(target_arch = "x86_64")]
         Token::Avx512Bf16(isa) if O::BF16 => isa.enter(op),
         #[cfg(target_arch = "x86_64")]
-        Token::Avx512Bf16(isa) => isa.without_bf16().enter(op),
+        Token::Avx512Bf16(isa) => isa.plain().enter(op),
+        #[cfg(target_arch = "x86_64")]
+        Token::Amx(isa) if O::TILES => isa.enter(op),
+        #[cfg(target_arch = "x86_64")]
+        Token::Amx(isa) if O::BF16 => isa.without_tiles().enter(op),
+        #[cfg(target_arch = "x86_64")]
+        Token::Amx(isa) => isa.plain().enter(op),
         #[cfg(target_arch = "aarch64")]
         Token::Neon(isa) => isa.enter(op),
         #[cfg(target_arch = "aarch64")]
@@ -171,7 +192,10 @@ pub fn run_all<O: Op + Clone>(op: O) -> Vec<(&'static str, O::Out)> {
         all.extend(on::<crate::Avx2, O>(&op));
         all.extend(on::<crate::Avx512, O>(&op));
         if O::BF16 {
-            all.extend(on::<crate::Avx512<true>, O>(&op));
+            all.extend(on::<crate::Avx512<BF16>, O>(&op));
+        }
+        if O::TILES {
+            all.extend(on::<crate::Avx512<AMX>, O>(&op));
         }
     }
     #[cfg(target_arch = "aarch64")]
@@ -196,7 +220,8 @@ mod tests {
 
     #[test]
     fn takes_the_best_instruction_set_when_nothing_is_asked() {
-        let best = run_all(Name).last().unwrap().0;
+        let mut all = run_all(Name).into_iter().map(|(name, ())| name);
+        let best = all.rfind(|name| *name != "amx").unwrap();
         assert_eq!(choose(None), Choice { name: best, refused: None });
         assert_eq!(choose(Some("")), Choice { name: best, refused: None });
     }

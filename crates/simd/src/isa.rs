@@ -1,7 +1,35 @@
+use half::bf16;
+
 use crate::Op;
 
 /// Lanes of 32 bits in a vector, on every instruction set.
 pub const LANES: usize = 16;
+
+/// Sums of sixteen rows, of sixteen tokens each.
+pub type HalfSums = [[f32; LANES]; LANES];
+
+/// Where bfloat16 weights of twice sixteen rows are, in steps of 32 columns.
+#[derive(Clone, Copy, Debug)]
+pub struct HalfRows {
+    pub at: *const u8,
+    /// Bytes from a row to the next, from a step to the next, and to the other sixteen rows.
+    pub row: usize,
+    pub step: usize,
+    pub next: usize,
+    /// What is asked for meanwhile, 2 KiB in each step where there is one tile of tokens; or null.
+    pub ahead: *const u8,
+}
+
+/// Where bfloat16 inputs are, in steps of sixteen pairs of columns: those of all tokens side by side.
+#[derive(Clone, Copy, Debug)]
+pub struct HalfTokens {
+    pub at: *const u8,
+    /// Bytes of a pair of all of a tile's tokens, from a step to the next, and to another tile of
+    /// sixteen tokens; 0 where there is none.
+    pub pair: usize,
+    pub step: usize,
+    pub next: usize,
+}
 
 /// An instruction set that this machine has: the token is the proof, only [`Isa::detect`] makes it.
 ///
@@ -20,6 +48,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const BF16: bool = false;
     /// Whether [`Isa::dot_matrix`] is an instruction here: then products of several tokens take it.
     const MATRIX: bool = false;
+
+    /// Whether [`Isa::half_tiles`] are instructions here: then products of bfloat16 take them.
+    const TILES: bool = false;
 
     /// 16 lanes of f32.
     type F: Copy;
@@ -221,6 +252,33 @@ pub trait Isa: Copy + Send + Sync + 'static {
         [self.load(&to[0]), self.load(&to[1])]
     }
 
+    /// Makes this thread ready for [`Isa::half_tiles`] with so many tokens in a tile, at most sixteen.
+    #[inline(always)]
+    fn half_tiles_on(self, _tokens: usize) {}
+    /// Lets go of what [`Isa::half_tiles_on`] took.
+    #[inline(always)]
+    fn tiles_off(self) {}
+    /// Adds the products of 32 rows with a tile of tokens, or two: `sums` are those of the first
+    /// sixteen rows with the first tile and with the second, then those of the others. Of the columns
+    /// of a step, the products of even ones are summed from 0 in their order, those of odd ones as
+    /// well, each rounded as [`Isa::fma`] rounds; what is added is the sum of both. Machines that have
+    /// an instruction for it may take subnormal numbers for 0.
+    ///
+    /// # Safety
+    /// Both places can be read as they say; this thread has called [`Isa::half_tiles_on`] with the
+    /// tokens of a tile, sixteen where there are two, and not [`Isa::tiles_off`] since.
+    #[inline(always)]
+    unsafe fn half_tiles(self, w: HalfRows, x: HalfTokens, steps: usize, sums: &mut [HalfSums; 4]) {
+        // SAFETY: the caller vouches for the places.
+        unsafe { half_tiles_by_loops(w, x, steps, sums) };
+    }
+    /// Multiplies tiles with each other so often, to see what a machine that has them can do at most;
+    /// gives the operations, a multiplication and an addition being two.
+    #[inline(always)]
+    fn spin_tiles(self, _rounds: usize) -> usize {
+        0
+    }
+
     /// Asks for the line at `at` to be brought near; any address is allowed.
     fn prefetch(self, at: *const u8);
 
@@ -272,4 +330,39 @@ pub(crate) fn matrix_by_dots<I: Isa>(isa: I, acc: I::I, codes: I::B, x: I::B) ->
         acc = isa.dot(acc, isa.load_bytes(&a), isa.load_bytes(&b));
     }
     acc
+}
+
+/// [`Isa::half_tiles`], a product at a time.
+///
+/// # Safety
+/// As for that function.
+#[inline(always)]
+pub(crate) unsafe fn half_tiles_by_loops(
+    w: HalfRows,
+    x: HalfTokens,
+    steps: usize,
+    sums: &mut [HalfSums; 4],
+) {
+    // SAFETY: the caller vouches for the places.
+    let half = |at: *const u8| unsafe { bf16::from_le_bytes(at.cast::<[u8; 2]>().read()) }.to_f32();
+    let tiles = if x.next == 0 { 1 } else { 2 };
+    for step in 0..steps {
+        for (index, sums) in sums.iter_mut().enumerate().filter(|(index, _)| index % 2 < tiles) {
+            let rows = w.at.wrapping_add(index / 2 * w.next + step * w.step);
+            let tokens = x.at.wrapping_add(index % 2 * x.next + step * x.step);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                for (token, sum) in sums[..x.pair / 4].iter_mut().enumerate() {
+                    let mut both = [0.0f32; 2];
+                    for pair in 0..LANES {
+                        for (odd, sum) in both.iter_mut().enumerate() {
+                            let weight = rows.wrapping_add(row * w.row + 4 * pair + 2 * odd);
+                            let input = tokens.wrapping_add(pair * x.pair + 4 * token + 2 * odd);
+                            *sum = half(weight).mul_add(half(input), *sum);
+                        }
+                    }
+                    *sum += both[0] + both[1];
+                }
+            }
+        }
+    }
 }

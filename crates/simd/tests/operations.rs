@@ -1,7 +1,7 @@
 //! Every operation on every instruction set of this machine against plain Rust, bit by bit.
 
 use half::{bf16, f16};
-use lathe_simd::{Isa, LANES, Op, run_all, with_isa};
+use lathe_simd::{HalfRows, HalfTokens, Isa, LANES, Op, run_all, with_isa};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -41,6 +41,7 @@ struct Everything {
 impl Op for Everything {
     const BF16: bool = true;
     const BYTES: bool = true;
+    const TILES: bool = true;
     type Out = Vec<(&'static str, Vec<u32>)>;
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Self::Out {
@@ -165,6 +166,7 @@ impl Everything {
         let pair = isa.splat_pair_i([self.whole[0], self.whole[1]]);
         all.push(("splat_pair_i", bits(isa, isa.to_f32(pair))));
         self.matrix(isa, all);
+        self.half_tiles(isa, all);
         isa.prefetch(std::ptr::null());
     }
 
@@ -193,6 +195,30 @@ impl Everything {
             let known: Vec<u32> = (0..LANES).map(|row| (product(row) as f32).to_bits()).collect();
             assert_eq!(sums, known, "{name} sums on {}", I::NAME);
             all.push((name, sums));
+        }
+    }
+
+    /// The products of 32 rows with one tile of some tokens, and with two of sixteen.
+    #[inline(always)]
+    fn half_tiles<I: Isa>(&self, isa: I, all: &mut Vec<(&'static str, Vec<u32>)>) {
+        /// Of a tile of sixteen rows or tokens, of two steps.
+        const BYTES: usize = 2 * 16 * 64;
+        let bytes = |x: &Floats| -> Vec<u8> {
+            (0..2 * BYTES / 64).flat_map(|i| pairs_of(&x.map(|x| x + i as f32), i)).collect()
+        };
+        let (w, x) = (bytes(&self.a), bytes(&self.b));
+        let ahead = [std::ptr::null(), w.as_ptr()][usize::from(self.mask[1] % 2)];
+        let rows = HalfRows { at: w.as_ptr(), row: 128, step: 64, next: BYTES, ahead };
+        let tokens = 1 + usize::from(self.mask[0]) % 16;
+        for (tokens, next) in [(tokens, 0), (16, BYTES)] {
+            let x = HalfTokens { at: x.as_ptr(), pair: 4 * tokens, step: 64 * tokens, next };
+            let mut sums = [[[1.5; LANES]; LANES]; 4];
+            isa.half_tiles_on(tokens);
+            // SAFETY: they are on, and both have two steps of two tiles.
+            unsafe { isa.half_tiles(rows, x, 2, &mut sums) };
+            isa.tiles_off();
+            let sums = sums.as_flattened().as_flattened();
+            all.push(("half_tiles", sums.iter().map(|sum| sum.to_bits()).collect()));
         }
     }
 }
@@ -309,6 +335,7 @@ fn a_forced_instruction_set_lasts_until_its_closure_ends() {
     impl Op for Which {
         const BF16: bool = true;
         const BYTES: bool = true;
+        const TILES: bool = true;
         type Out = &'static str;
         fn run<I: Isa>(self, _: I) -> &'static str {
             I::NAME

@@ -10,10 +10,12 @@
 //! and then the first is added to the third, the second to the fourth, and both to each other.
 //! It suits both ways of computing: for few tokens, rows as they lie (a vector is four pairs of
 //! four rows, see [`rows`]); for many, panels of sixteen rows that are packed strip by strip (a
-//! vector is one pair of all, see [`panels`]).
+//! vector is one pair of all, see [`panels`]). Machines with tile registers have an order of their
+//! own, the same for one token and for many (see [`tiled`]).
 
 mod panels;
 mod rows;
+mod tiled;
 
 use std::{
     cell::RefCell,
@@ -39,6 +41,8 @@ const ROUNDED: usize = 8;
 /// How weights are stored.
 trait Weight {
     const BYTES: usize;
+    /// Whether they are pairs of bfloat16 already.
+    const AS_IT_LIES: bool = false;
     /// Where a row's scale is, by its columns.
     const SCALE: Option<fn(usize) -> usize>;
     /// A step of them as pairs of bfloat16.
@@ -66,6 +70,7 @@ impl Weight for Widened {
 
 impl Weight for Bf16 {
     const BYTES: usize = 2;
+    const AS_IT_LIES: bool = true;
     const SCALE: Option<fn(usize) -> usize> = None;
     #[inline(always)]
     unsafe fn load<I: Isa>(isa: I, from: *const u8) -> I::B {
@@ -162,6 +167,11 @@ pub(crate) fn matmul(pool: &Pool, x: Scaled<'_>, t: usize, w: &Blocks, out: &mut
         }
     });
     let inputs = &room[..t * stride];
+    if lathe_simd::run(tiled::Here) {
+        tiled::matmul(pool, (inputs, stride, x.1), t, w, out);
+        ROOM.set(room);
+        return;
+    }
     if t > FEW && lathe_simd::run(Wide) {
         panels::matmul(pool, (inputs, stride, x.1), t, w, out);
         ROOM.set(room);
