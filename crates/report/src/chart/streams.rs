@@ -1,4 +1,5 @@
 use super::{
+    far_apart,
     frame::{Area, HEAD, WIDTH, axes, header},
     scale::{Scale, tick_label},
     svg::{Anchor, Ink, Svg, Text, width_of},
@@ -32,8 +33,15 @@ pub(crate) fn streams(title: &str, subtitle: &str, lines: &[Line]) -> String {
     counts.sort_by(f64::total_cmp);
     counts.dedup();
     let x = Scale::log(counts.iter().copied()).onto(area.left, area.right).with_ticks(counts);
-    let y = Scale::linear(all().map(|p| p.1), true).onto(area.bottom, area.top);
-    axes(&mut svg, &area, (&x, "streams", tick_label), (&y, "tokens per second", tick_label));
+    // Engines may be a hundred times apart; the most that each reaches tells.
+    let log = far_apart(lines.iter().map(|l| l.points.iter().map(|p| p.1).fold(0.0, f64::max)));
+    let (y, label) = if log {
+        (Scale::log(all().map(|p| p.1)), "tokens per second (log)")
+    } else {
+        (Scale::linear(all().map(|p| p.1), true), "tokens per second")
+    };
+    let y = y.onto(area.bottom, area.top);
+    axes(&mut svg, &area, (&x, "streams", tick_label), (&y, label, tick_label));
     let mut ends = Vec::new();
     for line in lines {
         let points: Vec<(f64, f64)> = line.points.iter().map(|p| (x.at(p.0), y.at(p.1))).collect();
@@ -78,6 +86,18 @@ fn apart(heights: &[f64], top: f64, bottom: f64) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn throughputs_a_hundred_times_apart_are_drawn_on_a_logarithmic_axis() {
+        let line = |most: f64| Line {
+            label: format!("up to {most}"),
+            ink: Ink::Main,
+            points: vec![(1.0, most / 2.0), (8.0, most)],
+        };
+        let near = streams("Streams", "", &[line(900.0), line(400.0)]);
+        let far = streams("Streams", "", &[line(900.0), line(4.0)]);
+        assert!(!near.contains("(log)") && far.contains("tokens per second (log)"), "{far}");
+    }
 
     #[test]
     fn labels_keep_their_order_their_distance_and_the_area() {
