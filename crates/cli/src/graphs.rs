@@ -3,8 +3,10 @@
 use std::{
     collections::hash_map::DefaultHasher,
     env,
+    fs::{self, File},
     hash::{Hash, Hasher},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use anyhow::{Context, bail};
@@ -93,7 +95,38 @@ pub(crate) fn exported(model: &Path, options: Options, context: usize) -> anyhow
         tracing::info!("writing {} for onnxruntime to {}", model.display(), folder.display());
         graph(model, options, context, &folder, &Silent)?;
     }
+    let used = File::options().append(true).open(folder.join(GRAPH));
+    if let Err(error) = used.and_then(|file| file.set_modified(SystemTime::now())) {
+        tracing::debug!("{}: {error}", folder.display());
+    }
+    if let Some(cache) = folder.parent() {
+        forget(cache, KEPT);
+    }
     Ok(folder)
+}
+
+/// Graphs that are kept for a next time.
+const KEPT: usize = 8;
+
+/// Removes all graphs but those that were used last. Who reads one still has its files open.
+fn forget(cache: &Path, kept: usize) {
+    let mut graphs: Vec<(SystemTime, PathBuf)> = fs::read_dir(cache)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            // What is being written has no graph yet.
+            let meta = entry.path().join(GRAPH).metadata().ok()?;
+            Some((meta.modified().ok()?, entry.path()))
+        })
+        .collect();
+    graphs.sort();
+    for (_, old) in graphs.iter().rev().skip(kept) {
+        tracing::info!("removing {}, which was not used for longest", old.display());
+        if let Err(error) = fs::remove_dir_all(old) {
+            tracing::warn!("cannot remove {}: {error}", old.display());
+        }
+    }
 }
 
 /// Writes a model's graph, with room for `context` positions.
@@ -163,6 +196,25 @@ mod tests {
         }
         let refused = read(&["dtype=f8"]).unwrap_err().to_string();
         assert!(refused.contains("`dtype=f8` is not known; there are dtype=f32|f16"), "{refused}");
+    }
+
+    #[test]
+    fn graphs_that_were_not_used_for_longest_are_removed() {
+        let cache = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        for (name, age) in [("a", 30), ("b", 10), ("c", 20), ("d", 40)] {
+            let folder = cache.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            let file = File::create(folder.join(GRAPH)).unwrap();
+            file.set_modified(now - std::time::Duration::from_secs(age)).unwrap();
+        }
+        fs::create_dir(cache.path().join("being written")).unwrap();
+        forget(cache.path(), 2);
+        let mut left: Vec<_> =
+            fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["b", "being written", "c"]);
+        forget(&cache.path().join("nowhere"), 2);
     }
 
     /// Beside the real library, where `LATHE_ONNXRUNTIME` says where it is.
