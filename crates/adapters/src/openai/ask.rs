@@ -1,4 +1,5 @@
-//! What servers say of texts and probabilities by the names that vLLM gave it: others refuse.
+//! What servers say of texts and probabilities by the names that vLLM gave it: others refuse. Asked
+//! so, llama.cpp's server says that a text has no tokens, and is asked again by its own names.
 
 use lathe_api::{Error, Logits, Scorer, Turn};
 use serde_json::{Value, json};
@@ -6,18 +7,27 @@ use serde_json::{Value, json};
 use super::OpenAi;
 
 pub(super) fn tokenize(engine: &OpenAi, text: &str) -> Result<Vec<u32>, Error> {
-    tokens(engine, json!({ "model": engine.model, "prompt": text, "add_special_tokens": true }))
+    let body = json!({ "model": engine.model, "prompt": text, "add_special_tokens": true });
+    let ids = tokens(engine, body)?;
+    if !ids.is_empty() || text.is_empty() {
+        return Ok(ids);
+    }
+    tokens(engine, json!({ "content": text, "add_special": true, "parse_special": false }))
 }
 
 /// A conversation is told as tokens, and those as a text.
 pub(super) fn render(engine: &OpenAi, turns: &[Turn<'_>]) -> Result<String, Error> {
     let body = json!({ "model": engine.model, "messages": turns, "add_generation_prompt": true });
-    let body = json!({ "model": engine.model, "tokens": tokens(engine, body)? });
-    let answer = engine.client.post_json("/detokenize", &body)?;
+    let ids = tokens(engine, body)?;
+    let (path, body) = match ids.is_empty() {
+        true => ("/apply-template", json!({ "messages": turns })),
+        false => ("/detokenize", json!({ "model": engine.model, "tokens": ids })),
+    };
+    let answer = engine.client.post_json(path, &body)?;
     let text = answer["prompt"].as_str().map(str::to_owned);
     text.ok_or_else(|| Error::Failed {
         engine: engine.info.engine.clone(),
-        why: format!("/detokenize answered without a prompt: {answer:.200}"),
+        why: format!("{path} answered without a prompt: {answer:.200}"),
     })
 }
 

@@ -175,6 +175,9 @@ impl Fake {
                     "/apply-template" => {
                         whole(&mut stream, 200, &json!({"prompt": rendered(&body)}));
                     }
+                    "/tokenize" if self.mode == "llama.cpp" && body["content"].is_null() => {
+                        whole(&mut stream, 200, &json!({"tokens": []}));
+                    }
                     "/tokenize" => whole(&mut stream, 200, &json!({"tokens": tokens(&body)})),
                     _ => whole(&mut stream, 200, &json!({"prompt": text(&body)})),
                 }

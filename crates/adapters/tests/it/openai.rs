@@ -66,6 +66,7 @@ fn a_model_that_is_not_served_is_named() {
 fn texts_conversations_and_probabilities_are_told() {
     let connect = |mode| OpenAi::connect(&options(mode)).unwrap();
     tells(&connect(""));
+    tells(&connect("llama.cpp"));
     assert!(connect("older").tokenize("a").unwrap_err().to_string().contains("(404)"));
     let error = connect("few-probabilities").scorer().unwrap().feed(&[1]).unwrap_err().to_string();
     assert!(error.contains("cannot tell the probabilities of all 4096 tokens"), "{error}");

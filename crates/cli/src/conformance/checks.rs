@@ -270,8 +270,7 @@ fn text(
             (Some(own), Some(other)) => Some(reference.lead(&before, own, other)?),
             _ => None,
         };
-        // Both may be off, in either direction.
-        match lead.filter(|lead| *lead <= 2.0 * noise.gap) {
+        match lead.filter(|lead| *lead <= noise.tie()) {
             Some(lead) => ties.push(format!("{lead:.0e} nats after {at} tokens")),
             None => {
                 let lead = lead.map(|lead| format!(", {lead:.1e} nats less likely"));

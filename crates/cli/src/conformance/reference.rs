@@ -59,15 +59,22 @@ pub(crate) struct Noise {
     pub(crate) gap: f64,
 }
 
+/// Other arithmetics round elsewhere, and attention in other types: a divergence may be so many times
+/// the noise. Wrong positions, scales or layers are off by thousands of times as much.
+const TIMES: f64 = 10.0;
+
 impl Noise {
     /// Above it a divergence is more than arithmetic.
     pub(crate) fn limit(&self) -> f64 {
-        /// Other arithmetics round elsewhere, and attention in other types; wrong positions,
-        /// scales or layers are off by thousands of times the noise.
-        const TIMES: f64 = 10.0;
         /// What f32 sums in another order are off by.
         const LEAST: f64 = 1e-8;
         TIMES * self.fast.max(self.bf16).max(LEAST)
+    }
+
+    /// Two tokens whose logarithms differ by no more may change places. A divergence goes with the
+    /// square of what logarithms are off by.
+    pub(crate) fn tie(&self) -> f64 {
+        TIMES.sqrt() * self.gap
     }
 }
 
