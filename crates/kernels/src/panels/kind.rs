@@ -132,6 +132,54 @@ macro_rules! with_layout {
 }
 pub(crate) use with_layout;
 
+/// Names all kinds, in their order.
+macro_rules! all_kinds {
+    ($($name:ident),*) => {
+        impl Kind {
+            /// A kind `k` is the one at `k as u8`.
+            pub(crate) const ALL: &[Self] = &[$(Self::$name),*];
+        }
+
+        /// Runs `$body` with the number of `$kind` as a constant `$K`.
+        macro_rules! with_kind {
+            ($kind:expr, $K:ident => $body:expr) => {
+                match $kind {
+                    $($crate::panels::Kind::$name => {
+                        const $K: u8 = $crate::panels::Kind::$name as u8;
+                        $body
+                    })*
+                }
+            };
+        }
+    };
+}
+all_kinds!(
+    Four,
+    FourBf16,
+    FourZero,
+    FourZeroBf16,
+    Table,
+    Five,
+    Eight,
+    EightBf16,
+    EightZero,
+    EightRow,
+    FourMin,
+    FiveMin,
+    TableIq4,
+    TableIq4Super,
+    TwoSuper,
+    ThreeSuper,
+    FourSuper,
+    FiveSuper,
+    SixSuper
+);
+#[expect(
+    clippy::single_component_path_imports,
+    reason = "a macro's macro is not seen by the lint"
+)]
+pub(crate) use with_kind;
+
 impl Kind {
     /// Bytes of each row in the fields of a head.
     pub(crate) fn fields(self) -> &'static [usize] {
@@ -188,4 +236,16 @@ pub(crate) struct Both<C, H>(PhantomData<(C, H)>);
 impl<C: Codes, H: Head> Layout for Both<C, H> {
     type Codes = C;
     type Head = H;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Kind;
+
+    #[test]
+    fn kinds_are_found_by_their_numbers() {
+        for (number, kind) in Kind::ALL.iter().enumerate() {
+            assert_eq!(*kind as usize, number);
+        }
+    }
 }

@@ -14,6 +14,7 @@ mod exact;
 mod head;
 mod kind;
 mod pack;
+mod plain;
 mod product;
 mod superblocks;
 

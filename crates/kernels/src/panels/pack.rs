@@ -3,7 +3,7 @@ use std::sync::Arc;
 use lathe_formats::{Blocks, Int, Nested, ScaleType};
 use lathe_simd::{Isa, LANES, Op};
 
-use super::{Kind, Panels, SUB, Shape, superblocks};
+use super::{Kind, Panels, SUB, Shape, kind::with_kind, plain, superblocks};
 use crate::{Error, Pool, memory::Room, output::Output};
 
 /// Where the codes of a format are read from.
@@ -51,10 +51,17 @@ impl<'a> Source<'a> {
     }
 
     /// Reads the codes of block `index` of a row, whose `bytes` these are, into `codes`, and gives
-    /// the head for that row.
+    /// the head for that row. The kind is known when this is compiled.
     #[inline(always)]
-    fn read(&self, row: usize, bytes: &[u8], index: usize, codes: &mut [u8]) -> RowHead {
-        if self.kind == Kind::EightRow {
+    fn read<const KIND: u8>(
+        &self,
+        row: usize,
+        bytes: &[u8],
+        index: usize,
+        codes: &mut [u8],
+    ) -> RowHead {
+        let kind = const { Kind::ALL[KIND as usize] };
+        if kind == Kind::EightRow {
             let (weights, scale) = bytes.split_at(self.blocks.cols);
             // One scale for the matrix becomes one for each row.
             let scale = if scale.is_empty() { &self.blocks.side } else { scale };
@@ -68,17 +75,7 @@ impl<'a> Source<'a> {
             return read_int(int, bytes, (index, self.blocks.cols), codes);
         }
         let bytes = &bytes[index * self.size..][..self.size];
-        match self.kind {
-            Kind::Eight => {
-                let (scale, from) = bytes.split_at(2);
-                flip_signs(from, codes);
-                RowHead::new(scale)
-            }
-            Kind::Four | Kind::TableIq4 => {
-                let (scale, nibbles) = bytes.split_at(2);
-                split_halves(nibbles, codes);
-                RowHead::new(scale)
-            }
+        match kind {
             Kind::Five => {
                 let (scale, rest) = bytes.split_at(2);
                 five_bits(rest, codes);
@@ -86,7 +83,7 @@ impl<'a> Source<'a> {
             }
             Kind::FourMin | Kind::FiveMin => {
                 let (head, rest) = bytes.split_at(4);
-                match self.kind {
+                match kind {
                     Kind::FourMin => split_halves(rest, codes),
                     _ => five_bits(rest, codes),
                 }
@@ -94,8 +91,10 @@ impl<'a> Source<'a> {
                 RowHead::new(&[head[0], head[1], head[2], head[3] ^ 128])
             }
             Kind::Table => {
-                let (absmax, nibbles) = bytes.split_at(self.size - self.block / 2);
-                for (pair, byte) in codes.as_chunks_mut::<2>().0.iter_mut().zip(nibbles) {
+                const NIBBLES: usize = 32;
+                let (absmax, nibbles) = bytes.split_last_chunk::<NIBBLES>().expect("a block");
+                let pairs = codes.as_chunks_mut::<2>().0.first_chunk_mut::<NIBBLES>();
+                for (pair, byte) in pairs.expect("a block").iter_mut().zip(nibbles) {
                     *pair = [byte >> 4, byte & 15];
                 }
                 match &self.nested {
@@ -108,6 +107,19 @@ impl<'a> Source<'a> {
             }
             kind => superblocks::read(kind, bytes, codes),
         }
+    }
+}
+
+impl Source<'_> {
+    /// How many rows a panel from a row on has, and their bytes.
+    #[inline(always)]
+    pub(super) fn rows(&self, first: usize) -> (usize, [&[u8]; LANES]) {
+        let rows = LANES.min(self.blocks.rows - first);
+        let mut bytes: [&[u8]; LANES] = [&[]; LANES];
+        for (lane, bytes) in bytes[..rows].iter_mut().enumerate() {
+            *bytes = self.blocks.row(first + lane);
+        }
+        (rows, bytes)
     }
 }
 
@@ -206,7 +218,10 @@ fn flip_signs(from: &[u8], to: &mut [u8]) {
 /// ggml's nibbles: the low ones are the first half of the block, the high ones the second.
 #[inline(always)]
 fn split_halves(nibbles: &[u8], codes: &mut [u8]) {
-    let (low, high) = codes.split_at_mut(nibbles.len());
+    // Of a known length, so that they become vectors.
+    let nibbles = nibbles.first_chunk::<{ SUB / 2 }>().expect("a block");
+    let codes = codes.first_chunk_mut::<SUB>().expect("a block");
+    let (low, high) = codes.split_at_mut(SUB / 2);
     for ((low, high), byte) in low.iter_mut().zip(high).zip(nibbles) {
         (*low, *high) = (byte & 15, byte >> 4);
     }
@@ -234,16 +249,23 @@ pub(super) fn pack(pool: &Pool, source: &Source<'_>) -> Result<Panels, Error> {
     let refused = Error::Memory { format: format.name(), rows, cols, bytes };
     let mut data = Room::huge(bytes).ok_or(refused)?;
     let out = Output::new(&mut data);
+    let plain = plain::code_bytes(format.name());
+    let kind = source.kind;
     pool.run(shape.count(), &|index| {
         // SAFETY: panels do not overlap.
         let to = unsafe { out.part(index * panel, panel) };
-        lathe_simd::run(Pack { source, shape: &shape, first: index * LANES, to });
+        let (shape, first) = (&shape, index * LANES);
+        match plain {
+            Some(16) => lathe_simd::run(plain::Pack::<16> { source, shape, first, to }),
+            Some(_) => lathe_simd::run(plain::Pack::<32> { source, shape, first, to }),
+            None => with_kind!(kind, K => lathe_simd::run(Pack::<K> { source, shape, first, to })),
+        }
     });
     Ok(Panels { shape, data: Arc::new(data) })
 }
 
-/// One panel. Plain loops over bytes, compiled for the instruction set.
-struct Pack<'a> {
+/// One panel. Plain loops over bytes, compiled for the instruction set and the kind.
+struct Pack<'a, const KIND: u8> {
     source: &'a Source<'a>,
     shape: &'a Shape,
     /// The first row.
@@ -251,37 +273,48 @@ struct Pack<'a> {
     to: &'a mut [u8],
 }
 
-impl Op for Pack<'_> {
+impl<const KIND: u8> Op for Pack<'_, KIND> {
     type Out = ();
     #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
+    fn run<I: Isa>(self, isa: I) {
         let Self { source, shape, first, to } = self;
-        let kind = shape.kind;
-        let rows = LANES.min(source.blocks.rows - first);
-        let mut bytes: [&[u8]; LANES] = [&[]; LANES];
-        for (lane, bytes) in bytes[..rows].iter_mut().enumerate() {
-            *bytes = source.blocks.row(first + lane);
-        }
+        let (kind, block) = (const { Kind::ALL[KIND as usize] }, source.block);
+        let (rows, bytes) = source.rows(first);
         let fields = if kind.tail_bytes() > 0 { &[] } else { kind.fields() };
         let (group_bytes, head_bytes) = (shape.group_bytes(), kind.head_bytes());
         let sub_bytes = kind.sub_bytes();
-        // Lanes without a row stay zero.
-        let mut codes = vec![0; LANES * source.block];
-        for group in 0..shape.groups {
-            let (head, subs) = to[group * group_bytes..][..group_bytes].split_at_mut(head_bytes);
-            for lane in 0..rows {
-                let codes = &mut codes[lane * source.block..][..source.block];
-                source.read(first + lane, bytes[lane], group, codes).write(lane, fields, head);
+        // As many columns at a time as fill vectors; lanes without a row stay zero.
+        let wide = block.next_multiple_of(TURNED * SUB);
+        let together = wide / block;
+        let mut codes = vec![0; LANES * wide];
+        for group in (0..shape.groups).step_by(together) {
+            let groups = together.min(shape.groups - group);
+            let to = &mut to[group * group_bytes..][..groups * group_bytes];
+            for (index, to) in to.chunks_exact_mut(group_bytes).enumerate() {
+                let head = &mut to[..head_bytes];
+                for lane in 0..rows {
+                    let codes = &mut codes[lane * wide + index * block..][..block];
+                    let (row, bytes) = (first + lane, bytes[lane]);
+                    let own = source.read::<KIND>(row, bytes, group + index, codes);
+                    own.write(lane, fields, head);
+                }
             }
-            for (sub, to) in subs.chunks_exact_mut(sub_bytes).enumerate() {
-                interleave(kind, &fours(&codes[sub * SUB..], source.block), to);
+            let per_group = block / SUB;
+            for sub in (0..groups * per_group).step_by(TURNED) {
+                let turned = turn(isa, &codes[sub * SUB..], wide);
+                let turned = turned.as_chunks::<{ SUB / 4 }>().0;
+                for (sub, fours) in (sub..groups * per_group).zip(turned) {
+                    let at = sub / per_group * group_bytes + head_bytes;
+                    let to = &mut to[at + sub % per_group * sub_bytes..][..sub_bytes];
+                    interleave(kind, fours, to);
+                }
             }
         }
         if kind.tail_bytes() > 0 {
             let tail = &mut to[shape.groups * group_bytes..];
             for lane in 0..rows {
-                let codes = &mut codes[..source.block];
-                source.read(first + lane, bytes[lane], 0, codes).write(lane, &[4], tail);
+                let codes = &mut codes[..block];
+                source.read::<KIND>(first + lane, bytes[lane], 0, codes).write(lane, &[4], tail);
             }
         }
     }
@@ -291,16 +324,26 @@ impl Op for Pack<'_> {
 const LOW_BYTES: usize = LANES * SUB / 2;
 
 /// Four neighbouring codes of sixteen rows.
-type Fours = [u32; LANES];
+pub(super) type Fours = [u32; LANES];
 
-/// The codes of a sub-block four by four, those of all rows side by side; rows lie `stride` apart.
+/// Sub-blocks whose codes are brought side by side at once: they fill a vector of each row.
+const TURNED: usize = 2;
+
+/// The codes of two sub-blocks four by four, those of all rows side by side; rows lie `stride` apart.
 #[inline(always)]
-fn fours(codes: &[u8], stride: usize) -> [Fours; SUB / 4] {
-    let mut all = [[0; LANES]; SUB / 4];
+pub(super) fn turn<I: Isa>(isa: I, codes: &[u8], stride: usize) -> [Fours; LANES] {
+    let mut lines = [isa.splat_bytes(&[0; 4]); LANES];
     for lane in 0..LANES {
-        let row = codes[lane * stride..].first_chunk::<SUB>().expect("a sub-block of each row");
-        for (four, of) in row.as_chunks::<4>().0.iter().zip(&mut all) {
-            of[lane] = u32::from_le_bytes(*four);
+        let row = codes[lane * stride..].first_chunk();
+        lines[lane] = isa.load_bytes(row.expect("two sub-blocks of each row"));
+    }
+    lines = isa.transpose(lines);
+    let mut all = [[0; LANES]; LANES];
+    for i in 0..LANES {
+        let mut bytes = [0; 4 * LANES];
+        isa.store_bytes(lines[i], &mut bytes);
+        for (to, from) in all[i].iter_mut().zip(bytes.as_chunks().0) {
+            *to = u32::from_le_bytes(*from);
         }
     }
     all
@@ -364,7 +407,7 @@ fn interleave(kind: Kind, codes: &[Fours; SUB / 4], to: &mut [u8]) {
 }
 
 #[inline(always)]
-fn write(words: &Fours, to: &mut [u8; 4 * LANES]) {
+pub(super) fn write(words: &Fours, to: &mut [u8; 4 * LANES]) {
     for (word, to) in words.iter().zip(to.as_chunks_mut().0) {
         *to = word.to_le_bytes();
     }
