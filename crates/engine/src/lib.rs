@@ -5,6 +5,7 @@
 //! and scoring are the same call. Results do not depend on the number of threads, on how a prompt
 //! is cut, nor on what else is in the batch.
 
+mod ahead;
 pub mod backend;
 mod cpu;
 mod error;

@@ -1,6 +1,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
 use lathe_api::{Caps, Engine, Event, Finish, Flow, Info, Request, Scorer, Usage};
@@ -13,6 +14,7 @@ use lathe_tokens::Tokenizer;
 
 use crate::{
     Error,
+    ahead::Ahead,
     backend::{Backend, CacheShape},
     cpu::Cpu,
     executor::{Executor, Room, visible},
@@ -120,19 +122,23 @@ impl Native {
         options: &Options,
     ) -> Result<Self, Error> {
         let model = Model::read(checkpoint)?;
-        let mut located = model.weights.iter();
-        let source = &mut |weight: &Weight| {
-            let next = located.next().filter(|located| located.weight == *weight);
-            let next = next.or_else(|| model.find(weight.role));
-            let found = next.ok_or_else(|| lathe_models::Error::MissingTensor {
-                tensor: weight.role.to_string(),
-                role: weight.role.to_string(),
-            })?;
-            Ok(model.load(checkpoint, found)?)
-        };
         let own = || Scheme::of(&checkpoint.config);
         let scheme = options.inputs.map_or_else(own, Scheme::Same);
-        let native = Self::with_scheme(model.spec.clone(), source, options, scheme);
+        let native = thread::scope(|scope| {
+            let mut ahead = Ahead::start(scope, &model, checkpoint, options.threads);
+            let source = &mut |weight: &Weight| {
+                if let Some(next) = ahead.next(weight) {
+                    return Ok(next?);
+                }
+                let found = model.find(weight.role);
+                let found = found.ok_or_else(|| lathe_models::Error::MissingTensor {
+                    tensor: weight.role.to_string(),
+                    role: weight.role.to_string(),
+                })?;
+                Ok(model.load(checkpoint, found)?)
+            };
+            Self::with_scheme(model.spec.clone(), source, options, scheme)
+        });
         let mut native = native.map_err(|error| match error {
             // The network knows roles only; here their names in the file are known.
             Error::NotFinite { role, index, value, .. } => {
@@ -247,6 +253,7 @@ impl Native {
             context: room.context,
             weight_bytes: network.bytes,
             caps: Caps { logits: true, batch: true, seed: true, grammar: true },
+            found_running: false,
         };
         let executor = Executor::new(backend, spec, network, room)?;
         Ok(Self {

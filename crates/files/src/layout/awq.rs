@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     Files, Found, Kind, Source, Weight,
+    bits::{RUN, put},
     dense::floats,
     ints::{self, Ints, middle},
     parts::{Group, Module, Part},
@@ -89,12 +90,20 @@ pub(super) fn blocks(from: &Source<'_>, packed: Packed) -> Result<Blocks> {
 fn unpack(data: &[u8], height: usize, width: usize) -> Vec<u8> {
     let (words, _) = data.as_chunks::<4>();
     let mut out = vec![0; width * height];
-    let per_row = (width / WORD).max(1);
-    for (i, word) in words.iter().enumerate() {
-        let (row, first) = (i / per_row, i % per_row * WORD);
-        let word = u32::from_le_bytes(*word);
-        for (nibble, within) in ORDER.iter().enumerate() {
-            out[(first + within) * height + row] = (word >> (4 * nibble) & 15) as u8;
+    let per_row = width / WORD;
+    // Words of a column are taken apart together: their numbers are neighbours in the result.
+    for first in (0..height).step_by(RUN) {
+        let count = RUN.min(height - first);
+        for column in 0..per_row {
+            let mut run = [0; RUN];
+            for (i, word) in run[..count].iter_mut().enumerate() {
+                *word = u32::from_le_bytes(words[(first + i) * per_row + column]);
+            }
+            for (nibble, within) in ORDER.iter().enumerate() {
+                let numbers = run.map(|word| (word >> (4 * nibble) & 15) as u8);
+                let at = (column * WORD + within) * height + first;
+                put(&numbers, &mut out[at..][..count]);
+            }
         }
     }
     out
@@ -164,7 +173,9 @@ mod tests {
     fn words_hold_even_outputs_before_odd_ones() {
         let numbers: Vec<u8> = (0..8).collect();
         assert_eq!(pack(&numbers, 1, 8), 0x7531_6420u32.to_le_bytes());
-        let numbers: Vec<u8> = (0..16 * 3).map(|i| (i * 7 % 16) as u8).collect();
-        assert_eq!(unpack(&pack(&numbers, 3, 16), 3, 16), numbers);
+        for height in [3, 32, 77] {
+            let numbers: Vec<u8> = (0..16 * height).map(|i| (i * 7 % 16) as u8).collect();
+            assert_eq!(unpack(&pack(&numbers, height, 16), height, 16), numbers);
+        }
     }
 }

@@ -14,17 +14,45 @@ pub(super) fn words(count: usize, bits: usize) -> Option<usize> {
     count.checked_mul(bits).map(|n| n.div_ceil(32))
 }
 
-/// The numbers of a run of `bits` words (those beyond are not looked at).
-pub(super) fn unpack(words: &[u32; WORDS], bits: usize) -> [u8; RUN] {
-    let mask = (1u32 << bits) - 1;
+/// The numbers of a run of `BITS` words (those beyond are not looked at).
+#[inline]
+fn unpack<const BITS: usize>(words: &[u32; WORDS]) -> [u8; RUN] {
+    let mask = (1u32 << BITS) - 1;
+    // Places that are known when this is compiled: loading a model is mostly this.
     std::array::from_fn(|i| {
-        let (word, shift) = (i * bits / 32, i * bits % 32);
+        let (word, shift) = (i * BITS / 32, i * BITS % 32);
         let mut number = words[word] >> shift;
-        if shift + bits > 32 {
+        if shift + BITS > 32 {
             number |= words[word + 1] << (32 - shift);
         }
         (number & mask) as u8
     })
+}
+
+/// Writes the first numbers of a run.
+#[inline(always)]
+pub(super) fn put(numbers: &[u8; RUN], to: &mut [u8]) {
+    match to.first_chunk_mut() {
+        // Of a known length: else it is a call.
+        Some(whole) => *whole = *numbers,
+        None => to.copy_from_slice(&numbers[..to.len()]),
+    }
+}
+
+/// Calls a function of the number of bits, 1 to 8.
+macro_rules! by_bits {
+    ($bits:expr, $function:ident $arguments:tt) => {
+        match $bits {
+            1 => $function::<1> $arguments,
+            2 => $function::<2> $arguments,
+            3 => $function::<3> $arguments,
+            4 => $function::<4> $arguments,
+            5 => $function::<5> $arguments,
+            6 => $function::<6> $arguments,
+            7 => $function::<7> $arguments,
+            _ => $function::<8> $arguments,
+        }
+    };
 }
 
 /// The words of up to 32 numbers, each below 2^`bits`; missing ones are 0.
@@ -43,12 +71,17 @@ pub(super) fn pack(numbers: &[u8], bits: usize) -> [u32; WORDS] {
 /// A matrix of numbers below 2^`bits`, packed along its rows: `[rows, words]` of little-endian
 /// words become `[rows, cols]`. The bytes must be there.
 pub(super) fn unpack_rows(data: &[u8], rows: usize, cols: usize, bits: usize) -> Vec<u8> {
-    let stride = words(cols, bits).unwrap_or(0);
+    by_bits!(bits, rows_of(data, rows, cols))
+}
+
+fn rows_of<const BITS: usize>(data: &[u8], rows: usize, cols: usize) -> Vec<u8> {
+    let stride = words(cols, BITS).unwrap_or(0);
     let (data, _) = data.as_chunks::<4>();
-    let mut out = Vec::with_capacity(rows * cols);
-    for row in data.chunks_exact(stride.max(1)).take(rows) {
-        for (run, first) in row.chunks(bits).zip((0..cols).step_by(RUN)) {
-            out.extend_from_slice(&unpack(&load(run), bits)[..RUN.min(cols - first)]);
+    let mut out = vec![0; rows * cols];
+    let all = data.chunks_exact(stride.max(1)).zip(out.chunks_exact_mut(cols.max(1)));
+    for (row, out) in all {
+        for (run, to) in row.chunks(BITS).zip(out.chunks_mut(RUN)) {
+            put(&unpack::<BITS>(&load(run)), to);
         }
     }
     out
@@ -72,6 +105,10 @@ pub(super) fn pack_rows(numbers: &[u8], cols: usize, bits: usize) -> Vec<u8> {
 /// A matrix packed along its columns: `[words, cols]` of words, whose numbers are `[rows, cols]`,
 /// become the transposed `[cols, rows]`.
 pub(super) fn unpack_columns(data: &[u8], rows: usize, cols: usize, bits: usize) -> Vec<u8> {
+    by_bits!(bits, columns_of(data, rows, cols))
+}
+
+fn columns_of<const BITS: usize>(data: &[u8], rows: usize, cols: usize) -> Vec<u8> {
     let (data, _) = data.as_chunks::<4>();
     let mut out = vec![0; rows * cols];
     // Tiles of columns: each of their rows in `out` is a line of cache that stays.
@@ -79,16 +116,15 @@ pub(super) fn unpack_columns(data: &[u8], rows: usize, cols: usize, bits: usize)
     for tile in (0..cols).step_by(TILE) {
         let tile = tile..cols.min(tile + TILE);
         for first in (0..rows).step_by(RUN) {
-            let top = first / RUN * bits;
+            let top = first / RUN * BITS;
             let count = RUN.min(rows - first);
             for col in tile.clone() {
                 let mut run = [0; WORDS];
-                for (i, word) in run[..bits].iter_mut().enumerate() {
+                for (i, word) in run[..BITS].iter_mut().enumerate() {
                     let at = data.get((top + i) * cols + col);
                     *word = at.map_or(0, |bytes| u32::from_le_bytes(*bytes));
                 }
-                let numbers = &unpack(&run, bits)[..count];
-                out[col * rows + first..][..count].copy_from_slice(numbers);
+                put(&unpack::<BITS>(&run), &mut out[col * rows + first..][..count]);
             }
         }
     }

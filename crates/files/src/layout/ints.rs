@@ -315,7 +315,11 @@ impl Ints {
 /// `[rows, cols]` as `[cols, rows]`.
 pub(super) fn turn<T: Copy>(numbers: &[T], cols: usize) -> Vec<T> {
     let rows = numbers.len().checked_div(cols).unwrap_or(0);
-    (0..cols).flat_map(|col| (0..rows).map(move |row| numbers[row * cols + col])).collect()
+    let mut turned = Vec::with_capacity(numbers.len());
+    for col in 0..cols {
+        turned.extend((0..rows).map(|row| numbers[row * cols + col]));
+    }
+    turned
 }
 
 /// Where the coded columns of groups lie, from the group of every column of the matrix.

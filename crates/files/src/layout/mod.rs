@@ -21,7 +21,7 @@ use std::{collections::HashSet, path::Path};
 
 use lathe_formats::Blocks;
 
-use crate::{Error, Result, Tensors};
+use crate::{Error, Result, Tensors, is_mapped, release};
 
 pub(crate) use choice::is_dense;
 pub use choice::{Activations, Layout};
@@ -100,8 +100,8 @@ pub(crate) fn blocks(
     weight: &Weight,
 ) -> Result<Blocks> {
     let from = Source { path, tensors, name, shape: &weight.shape };
-    match &weight.kind {
-        Kind::Plain => dense::blocks(path, name, tensors.find(path, name)?),
+    let blocks = match &weight.kind {
+        Kind::Plain => return dense::blocks(path, name, tensors.find(path, name)?),
         Kind::FourBit(four) => bitsandbytes::blocks(&from, four),
         Kind::LlmInt8 => bitsandbytes::llm_int8(&from),
         Kind::Packed(packed) => compressed::packed(&from, packed),
@@ -110,8 +110,19 @@ pub(crate) fn blocks(
         Kind::Awq(packed) => awq::blocks(&from, *packed),
         Kind::Fp8(scaled) => fp8::blocks(&from, *scaled),
         Kind::Float4(four) => fp4::blocks(&from, *four),
+    }?;
+    // Codes that were copied need not stay in memory beside the copy.
+    if !is_mapped(&blocks.data) {
+        for part in CODES {
+            let stored = tensors.get(&from.part(part));
+            stored.into_iter().for_each(|stored| release(&stored.data));
+        }
     }
+    Ok(blocks)
 }
+
+/// What layouts call the part that holds the codes.
+const CODES: [&str; 3] = ["weight", "weight_packed", "qweight"];
 
 /// Where the parts of one weight are.
 struct Source<'a> {
