@@ -104,6 +104,10 @@ pub struct Info {
     /// Bytes of weights held by the engine.
     pub weight_bytes: u64,
     pub caps: Caps,
+    /// Whether it ran before it was asked, as a server at an address does: then nobody here sees
+    /// what memory it takes, nor how long it took until it was ready.
+    #[serde(default)]
+    pub found_running: bool,
 }
 
 /// What an engine can do. A missing ability is an error when asked for, never an invented number.

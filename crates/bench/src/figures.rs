@@ -87,7 +87,7 @@ impl Measure {
     /// The figure of one trial: seconds, tokens per second, or bytes.
     pub fn of(self, trial: &Trial) -> Option<f64> {
         match self {
-            Self::Load => Some(trial.load.0),
+            Self::Load => (!trial.info.found_running).then_some(trial.load.0),
             Self::Ttft => of_requests(trial, |request| request.ttft().map(|s| s.0)),
             Self::Prefill => of_requests(trial, RequestSample::prefill_rate),
             Self::Decode => of_requests(trial, RequestSample::decode_rate),
@@ -209,6 +209,7 @@ mod tests {
             context: 100,
             weight_bytes: 0,
             caps: Caps::default(),
+            found_running: false,
         };
         let trial = Trial {
             info,
@@ -250,6 +251,18 @@ mod tests {
             assert!((found.point - expected).abs() < 1e-6, "{measure:?}: {found:?}");
         }
         assert_eq!(Measure::Batch(8).advantage(&rounds, "fast", "base", 0.95), None);
+    }
+
+    #[test]
+    fn what_nobody_saw_of_a_running_server_is_no_figure() {
+        let mut found = round(0, "server", 0.01);
+        if let Ok(trial) = &mut found.outcome {
+            (trial.info.found_running, trial.peak_memory) = (true, None);
+        }
+        let rounds = [found, round(0, "base", 0.01)];
+        let figures = figures(&rounds, "server", 0.95);
+        assert!(figures.decode.is_some());
+        assert_eq!((figures.load, figures.peak_memory), (None, None));
     }
 
     #[test]

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
     pub info: Info,
-    /// From the start of reading the model until the engine was ready.
+    /// From the start of reading the model until the engine was ready; until it answered, where it
+    /// was found running.
     pub load: Seconds,
     /// The largest resident set of the engine's process, where the system tells; of all its
-    /// processes where it runs in processes of its own.
+    /// processes where it runs in processes of its own; unknown of one that was found running.
     pub peak_memory: Option<Bytes>,
     /// Requests one after another, warm-up left out.
     pub requests: Vec<RequestSample>,

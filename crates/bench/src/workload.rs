@@ -107,9 +107,11 @@ pub fn measure(
         progress.check()?;
         batches.push(batch(engine, workload, streams)?);
     }
+    let info = engine.info().clone();
     // An engine that runs in processes of its own is not charged for the one that asks it.
-    let peak_memory = peak_resident_of_children().or_else(peak_resident);
-    Ok(Trial { info: engine.info().clone(), load, peak_memory, requests, batches })
+    let ours = || peak_resident_of_children().or_else(peak_resident);
+    let peak_memory = if info.found_running { None } else { ours() };
+    Ok(Trial { info, load, peak_memory, requests, batches })
 }
 
 /// The time since `start` in tenths of a microsecond: finer is below the clock's own noise, and

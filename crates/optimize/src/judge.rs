@@ -164,6 +164,10 @@ fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
     let mut notes = made.notes.clone();
     notes.extend(failed_trials(run, id));
     notes.extend(run.given_up.get(id).map(|why| format!("given up: {why}")));
+    let address = found_running(run, id);
+    notes.extend(address.map(|_| {
+        "it was running already: what memory it takes is not known, so it stands in no choice that weighs memory".to_owned()
+    }));
     Row {
         id: id.to_owned(),
         label: candidate.label.clone(),
@@ -177,7 +181,7 @@ fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
         bits_per_weight: made.bits_per_weight,
         peak_memory: speed.peak_memory,
         needed_memory: needed,
-        planned_memory: Some(planned.memory()),
+        planned_memory: address.is_none().then(|| planned.memory()),
         load: speed.load,
         decode: speed.decode,
         prefill: speed.prefill,
@@ -203,7 +207,10 @@ fn row(run: &Run, quality: &Quality, planned: &Planned, made: &Made) -> Row {
         sample: run.texts.get(id).cloned(),
         notes,
         make: make_command(run, candidate),
-        run: run_command(run, made, candidate),
+        run: address.map_or_else(
+            || run_command(run, made, candidate),
+            |address| format!("nothing to do: it runs at {address}"),
+        ),
         conformance: conformance.cloned(),
     }
 }
@@ -215,6 +222,13 @@ fn kv(run: &Run, candidate: &Candidate) -> String {
         Some(engine) if engine.own_kv => "own".to_owned(),
         _ => candidate.kv.clone(),
     }
+}
+
+/// Where the engine answers, if it is a server that was found running.
+fn found_running<'a>(run: &'a Run, id: &str) -> Option<&'a str> {
+    let own = run.rounds.iter().filter(|round| round.candidate == id);
+    let mut infos = own.filter_map(|round| Some(&round.outcome.as_ref().ok()?.info));
+    infos.find(|info| info.found_running).map(|info| info.device.as_str())
 }
 
 /// What became of trials that gave no figures.

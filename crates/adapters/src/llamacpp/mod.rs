@@ -156,6 +156,7 @@ fn info(options: &Options, model: &serde_json::Value, client: &Client) -> Result
         context: options.context,
         weight_bytes: meta["size"].as_u64().unwrap_or(0),
         caps: Caps { logits: true, batch: options.streams > 1, seed: true, grammar: false },
+        found_running: false,
     })
 }
 

@@ -133,6 +133,7 @@ impl Mock {
             context: options.context,
             weight_bytes: options.weight_bytes,
             caps: options.caps,
+            found_running: false,
         };
         Ok(Self { info, options, calls: AtomicU64::new(0) })
     }

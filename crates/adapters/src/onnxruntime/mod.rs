@@ -94,6 +94,7 @@ impl OnnxRuntime {
             context: options.context,
             weight_bytes: bytes,
             caps: Caps { logits: true, batch: true, seed: true, grammar: false },
+            found_running: false,
         };
         Ok(Self { graph: Mutex::new(graph), info, load: start.elapsed().into() })
     }

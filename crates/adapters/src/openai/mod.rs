@@ -85,6 +85,7 @@ impl OpenAi {
             context: options.context,
             weight_bytes: 0,
             caps: Caps { logits: false, batch: true, seed: true, grammar: false },
+            found_running: true,
         };
         Ok(Self { client, model, info, load: start.elapsed().into(), server: None })
     }
@@ -93,7 +94,7 @@ impl OpenAi {
     pub(crate) fn of_server(self, server: Server, load: Seconds) -> Self {
         // Probabilities are told by the names that the servers which we start have for them.
         let caps = Caps { logits: true, ..self.info.caps };
-        let info = Info { caps, ..self.info };
+        let info = Info { caps, found_running: false, ..self.info };
         Self { server: Some(server), load, info, ..self }
     }
 

@@ -128,6 +128,7 @@ impl Transformers {
             context: options.context,
             weight_bytes: ready["bytes"].as_u64().unwrap_or(0),
             caps: Caps { logits: true, batch: true, seed: true, grammar: false },
+            found_running: false,
         };
         let patience = Duration::from_secs_f64(options.patience.0.clamp(0.1, 1e6));
         Ok(Self { server, pipes: Mutex::new(pipes), info, load, patience })

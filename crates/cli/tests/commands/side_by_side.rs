@@ -1,11 +1,16 @@
 //! `optimize --engines`, with a server that computes nothing in llama.cpp's place.
 #![cfg(unix)]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::Stdio,
+};
 
 use serde_json::Value;
 
-use super::{against::fake, json, run, stderr, text};
+use super::{against::fake, json, lathe, run, stderr, text};
 
 const QUICK: [&str; 16] = [
     "--rounds",
@@ -128,6 +133,35 @@ fn an_engine_that_does_not_start_or_dies_when_it_is_asked_is_no_candidate() {
         let dropped = report["dropped"].to_string();
         assert!(dropped.contains(why), "{dropped}");
     }
+}
+
+#[test]
+fn of_a_server_that_runs_already_neither_memory_nor_load_is_known() {
+    let mut server = lathe(&["mock", "--start", "1ms", "--decode", "1ms"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut address = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut address).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (out, place) = (folder.path().join("run"), format!("there={}", address.trim()));
+    let words = ["optimize", "demo", "--run", text(&out), "--engines", "there"];
+    let report = json(&[&words[..], &["--engine-path", &place], &QUICK].concat());
+    drop(server.stdin.take());
+    server.wait().unwrap();
+    let there = row(&report, "base@there");
+    assert!(there["decode"]["point"].as_f64().unwrap() > 0.0);
+    for unknown in ["peak_memory", "needed_memory", "planned_memory", "load", "balance"] {
+        assert!(there[unknown].is_null(), "{unknown}: {}", there[unknown]);
+    }
+    assert_eq!(there["run"], format!("nothing to do: it runs at {}", address.trim()));
+    assert!(there["notes"].to_string().contains("what memory it takes is not known"));
+    // It has a model of its own: nothing that was made here.
+    assert!(report["dropped"].to_string().contains("a server that runs already"));
+    let picked = report["picks"].as_array().unwrap();
+    assert!(picked.iter().any(|pick| pick["kind"] == "smallest"));
+    assert!(picked.iter().all(|pick| pick["kind"] == "fastest" || pick["row"] != "base@there"));
 }
 
 #[test]
