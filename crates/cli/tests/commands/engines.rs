@@ -57,6 +57,9 @@ slow) sleep 300 & echo $! > "$FAKE_SERVER.child"; wait;;
 broken) echo "server.cpp:7: error: no such thing"; echo "ninja: build stopped"; exit 1;;
 esac
 mkdir -p "$2/bin" && cp "$FAKE_SERVER" "$2/bin/llama-server"
+case "$FAKE_MODE $(cat "$FAKE_SERVER.options")" in
+"tiles "*GGML_NATIVE=ON*) printf '#!/bin/sh\nkill -SEGV $$\n' > "$2/bin/llama-server";;
+esac
 echo "[2/2] Linking"
 "#;
 
@@ -220,6 +223,22 @@ fn llama_cpp_is_compiled_tried_and_removed() {
     );
     assert!(engines(home.path(), &["remove", "llama.cpp"]).status.success());
     assert!(installed(home.path()).is_empty());
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn llama_cpp_that_dies_on_this_processor_is_compiled_for_less_of_it() {
+    let home = tempfile::tempdir().unwrap();
+    let tools = tempfile::tempdir().unwrap();
+    let output = building(home.path(), tools.path(), "tiles").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("compiled for this processor: "), "{}", stderr(&output));
+    assert_eq!(listed(home.path(), "llama.cpp")["version"], "fake 7");
+    let options = fs::read_to_string(tools.path().join("llama-server.options")).unwrap();
+    let avx2 = if is_x86_feature_detected!("avx2") { "ON" } else { "OFF" };
+    for option in ["-DGGML_NATIVE=OFF", &format!("-DGGML_AVX2={avx2}")] {
+        assert!(options.contains(option), "{option}: {options}");
+    }
 }
 
 #[test]

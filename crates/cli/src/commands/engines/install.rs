@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use lathe_base::{Progress, Seconds, Silent};
 
@@ -67,12 +67,13 @@ pub(crate) fn install(args: &InstallArgs, global: &Global) -> anyhow::Result<End
     let partial = place.with_file_name(format!("{}.partial", args.name));
     // What an earlier attempt left is of no use.
     remove(&partial)?;
+    let checked = || check(&args.name, &partial, &bar);
     let made = match &args.from {
-        Some(path) => link(path, &partial),
-        None => build(args, &partial, &bar),
+        Some(path) => link(path, &partial).and_then(|()| checked()),
+        None if args.name == LLAMA_CPP => compile(args, &partial, &bar),
+        None => build(args, &partial, &bar).and_then(|()| checked()),
     };
-    let checked = made.and_then(|()| check(&args.name, &partial, &bar));
-    let words = match checked {
+    let words = match made {
         Ok(words) => words,
         Err(error) => {
             remove(&partial)?;
@@ -144,12 +145,31 @@ fn link(from: &Path, to: &Path) -> anyhow::Result<()> {
     linked.with_context(|| format!("cannot link {} to {}", to.display(), from.display()))
 }
 
-/// Compiles an engine, or makes an environment and installs its packages.
+/// Compiles an engine for this machine, and again for less of it where that does not run.
+fn compile(args: &InstallArgs, at: &Path, progress: &dyn Progress) -> anyhow::Result<String> {
+    let (name, release) = (&args.name, args.release.as_deref());
+    let place = source::fetch(name, (&args.python, release), at, progress)?;
+    let mut refused = None;
+    for &target in source::Target::all() {
+        place.build(target, progress)?;
+        match check(name, at, progress) {
+            Ok(words) => {
+                place.tidy()?;
+                return Ok(words);
+            }
+            Err(why) => {
+                progress.check()?;
+                progress.note(&format!("compiled {target}: {why:#}"));
+                refused = Some(why);
+            }
+        }
+    }
+    Err(refused.unwrap_or_else(|| anyhow!("{name} cannot be compiled here")))
+}
+
+/// Makes an environment and installs an engine's packages.
 fn build(args: &InstallArgs, at: &Path, progress: &dyn Progress) -> anyhow::Result<()> {
     let (name, release) = (&args.name, args.release.as_deref());
-    if name == LLAMA_CPP {
-        return source::build(name, (&args.python, release), at, progress);
-    }
     let Some(packages) = packages::of(name) else {
         bail!(
             "{name} cannot be installed, {LLAMA_CPP}, onnxruntime, transformers and vllm can; build \

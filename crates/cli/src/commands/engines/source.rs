@@ -1,12 +1,13 @@
 //! llama.cpp's server, compiled for this machine.
 
 use std::{
-    env, fs,
+    env, fmt, fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
 use lathe_base::Progress;
+use lathe_machine::Machine;
 
 use super::{
     follow::{command, follow},
@@ -20,10 +21,9 @@ const SOURCES: Packages = &[("llama-cpp-python", "0.3.36")];
 const TOOLS: Packages = &[("cmake", "4.4.4"), ("ninja", "1.13.2"), ("scikit-build-core", "1.1.2")];
 
 /// The server and nothing else, in one file, and nothing that is fetched while it is built.
-const OPTIONS: [&str; 14] = [
+const OPTIONS: [&str; 13] = [
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
-    "-DGGML_NATIVE=ON",
     "-DGGML_CCACHE=OFF",
     "-DLLAMA_CURL=OFF",
     "-DLLAMA_OPENSSL=OFF",
@@ -39,6 +39,59 @@ const OPTIONS: [&str; 14] = [
 ];
 
 const SERVER: &str = "llama-server";
+/// The folder of what it is built of, and with.
+const WORK: &str = "work";
+
+/// For which processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// This one, as the compiler sees it.
+    Native,
+    /// One with vector instructions that this one has, and no more: what a compiler and llama.cpp
+    /// make of matrix tiles together has been seen to die at the first token (GCC 12 with AMX).
+    Vectors,
+}
+
+/// An instruction set, as the machine and llama.cpp's options call it.
+const VECTORS: [(&str, &str); 7] = [
+    ("avx", "GGML_AVX"),
+    ("avx2", "GGML_AVX2"),
+    ("avxvnni", "GGML_AVX_VNNI"),
+    ("avx512f", "GGML_AVX512"),
+    ("avx512vbmi", "GGML_AVX512_VBMI"),
+    ("avx512vnni", "GGML_AVX512_VNNI"),
+    ("avx512bf16", "GGML_AVX512_BF16"),
+];
+
+impl fmt::Display for Target {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Native => "for this processor",
+            Self::Vectors => "for this processor's vectors",
+        })
+    }
+}
+
+impl Target {
+    /// The most promising first.
+    pub(super) fn all() -> &'static [Self] {
+        match cfg!(target_arch = "x86_64") {
+            true => &[Self::Native, Self::Vectors],
+            false => &[Self::Native],
+        }
+    }
+
+    fn options(self) -> Vec<String> {
+        let switch = |name: &str, on: bool| format!("-D{name}={}", if on { "ON" } else { "OFF" });
+        let mut options = vec![switch("GGML_NATIVE", self == Self::Native)];
+        if self == Self::Vectors {
+            let here = Machine::analyse(None).cpu.extensions;
+            let has = |set: &str| here.iter().any(|extension| extension == set);
+            options.extend(VECTORS.iter().map(|(set, name)| switch(name, has(set))));
+        }
+        options
+    }
+}
 
 /// Takes llama.cpp out of an archive of sources; says which commit it is, where the archive does.
 const UNPACK: &str = "
@@ -57,15 +110,26 @@ with tarfile.open(archive) as files:
 print(commit)
 ";
 
-/// Builds the server into `at`/bin.
+/// What the server is built of, and with.
+pub(super) struct Workplace<'a> {
+    name: &'a str,
+    /// Where the engine is set up.
+    at: &'a Path,
+    tools: Environment,
+    source: PathBuf,
+    /// What the sources are called.
+    commit: String,
+}
+
+/// Fetches sources and tools into a folder below `at`.
 ///
 /// **Errors**: there is no compiler, or a step fails, with what it said.
-pub(super) fn build(
-    name: &str,
+pub(super) fn fetch<'a>(
+    name: &'a str,
     (python, release): (&Path, Option<&str>),
-    at: &Path,
+    at: &'a Path,
     progress: &dyn Progress,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Workplace<'a>> {
     for (variable, usual, language) in
         [("CC", ["cc", "gcc", "clang"], "C"), ("CXX", ["c++", "g++", "clang++"], "C++")]
     {
@@ -78,7 +142,7 @@ pub(super) fn build(
             );
         }
     }
-    let work = at.join("work");
+    let work = at.join(WORK);
     fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
     let tools = Environment::make(&work.join("tools"), python, name, progress)?;
     let what = format!("{name}: what it is built with");
@@ -87,17 +151,55 @@ pub(super) fn build(
     let sources = pinned(SOURCES, release);
     tools.fetch(&sources[0], &archives, name, progress)?;
     let (source, commit) = unpack(&tools, &archives, &work, name, progress)?;
-    let built = compile(&tools, (&source, &commit), &work.join("build"), name, progress)?;
-    let bin = at.join("bin");
-    fs::create_dir_all(&bin)
-        .and_then(|()| fs::rename(&built, bin.join(SERVER)))
-        .with_context(|| format!("cannot write to {}", bin.display()))?;
-    // Its terms go with it.
-    let license = source.join("LICENSE");
-    if license.is_file() {
-        fs::rename(&license, at.join("LICENSE")).context("cannot keep its LICENSE")?;
+    Ok(Workplace { name, at, tools, source, commit })
+}
+
+impl Workplace<'_> {
+    /// Builds the server into `at`/bin; a second time, only what differs.
+    ///
+    /// **Errors**: a step fails, with what it said.
+    pub(super) fn build(&self, target: Target, progress: &dyn Progress) -> anyhow::Result<()> {
+        let built = self.compile(target, progress)?;
+        let bin = self.at.join("bin");
+        fs::create_dir_all(&bin)
+            .and_then(|()| fs::copy(&built, bin.join(SERVER)))
+            .with_context(|| format!("cannot write to {}", bin.display()))?;
+        Ok(())
     }
-    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
+
+    /// Leaves the server and its terms, and nothing that it was built of.
+    pub(super) fn tidy(self) -> anyhow::Result<()> {
+        let license = self.source.join("LICENSE");
+        if license.is_file() {
+            fs::rename(&license, self.at.join("LICENSE")).context("cannot keep its LICENSE")?;
+        }
+        let work = self.at.join(WORK);
+        fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
+    }
+
+    /// The program that is built.
+    fn compile(&self, target: Target, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
+        let Self { name, tools, .. } = self;
+        let build = self.at.join(WORK).join("build");
+        let cmake = || command(tools.program("cmake"));
+        let mut configure = cmake()?;
+        configure.arg("-S").arg(&self.source).arg("-B").arg(&build).args(["-G", "Ninja"]);
+        configure.arg(format!("-DCMAKE_MAKE_PROGRAM={}", tools.program("ninja").display()));
+        configure.arg(format!("-DLLAMA_BUILD_COMMIT={}", self.commit));
+        configure.args(OPTIONS).args(target.options());
+        follow(configure, &format!("{name}: configuring"), progress)
+            .with_context(|| format!("cannot configure {name}"))?;
+        let mut make = cmake()?;
+        make.arg("--build").arg(&build).args(["--target", SERVER, "--parallel"]);
+        make.arg(default_threads().to_string()).env("NINJA_STATUS", "[%f/%t] ");
+        follow(make, &format!("{name}: compiling"), progress)
+            .with_context(|| format!("cannot compile {name}"))?;
+        let built = build.join("bin").join(SERVER);
+        if !built.is_file() {
+            bail!("compiling {name} made no {}", built.display());
+        }
+        Ok(built)
+    }
 }
 
 /// The folder of the sources, and what they are called.
@@ -124,33 +226,6 @@ fn unpack(
         false => commit.chars().take(9).collect(),
     };
     Ok((source, commit))
-}
-
-/// The program that is built.
-fn compile(
-    tools: &Environment,
-    (source, commit): (&Path, &str),
-    build: &Path,
-    name: &str,
-    progress: &dyn Progress,
-) -> anyhow::Result<PathBuf> {
-    let cmake = || command(tools.program("cmake"));
-    let mut configure = cmake()?;
-    configure.arg("-S").arg(source).arg("-B").arg(build).args(["-G", "Ninja"]);
-    configure.arg(format!("-DCMAKE_MAKE_PROGRAM={}", tools.program("ninja").display()));
-    configure.arg(format!("-DLLAMA_BUILD_COMMIT={commit}")).args(OPTIONS);
-    follow(configure, &format!("{name}: configuring"), progress)
-        .with_context(|| format!("cannot configure {name}"))?;
-    let mut make = cmake()?;
-    make.arg("--build").arg(build).args(["--target", SERVER, "--parallel"]);
-    make.arg(default_threads().to_string()).env("NINJA_STATUS", "[%f/%t] ");
-    follow(make, &format!("{name}: compiling"), progress)
-        .with_context(|| format!("cannot compile {name}"))?;
-    let built = build.join("bin").join(SERVER);
-    if !built.is_file() {
-        bail!("compiling {name} made no {}", built.display());
-    }
-    Ok(built)
 }
 
 /// What is in a folder that holds one thing.
