@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use lathe_adapters::onnxruntime::Provider;
-use lathe_base::{Progress, Silent};
+use lathe_base::Progress;
 use lathe_files::Checkpoint;
 use lathe_models::Model;
 use lathe_onnx::{Export, Float, GRAPH, Options, Summary, Tokens, export, longest};
@@ -82,7 +82,12 @@ impl Wanted {
 
 /// The graph of a model: the model itself where it is one, else what was made of its files before,
 /// else made now. It stays in the user's folder for caches.
-pub(crate) fn exported(model: &Path, options: Options, context: usize) -> anyhow::Result<PathBuf> {
+pub(crate) fn exported(
+    model: &Path,
+    options: Options,
+    context: usize,
+    progress: &dyn Progress,
+) -> anyhow::Result<PathBuf> {
     if model.join(GRAPH).is_file() {
         return Ok(model.to_owned());
     }
@@ -93,7 +98,7 @@ pub(crate) fn exported(model: &Path, options: Options, context: usize) -> anyhow
         .join(format!("{}-{:016x}", stem(model), sum(&checkpoint, options)?));
     if !folder.join(GRAPH).is_file() {
         tracing::info!("writing {} for onnxruntime to {}", model.display(), folder.display());
-        graph(model, options, context, &folder, &Silent)?;
+        graph(model, options, context, &folder, progress)?;
     }
     let used = File::options().append(true).open(folder.join(GRAPH));
     if let Err(error) = used.and_then(|file| file.set_modified(SystemTime::now())) {

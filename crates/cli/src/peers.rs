@@ -15,7 +15,7 @@ use lathe_adapters::{
     vllm,
 };
 use lathe_api::Engine;
-use lathe_base::Seconds;
+use lathe_base::{Progress, Seconds};
 use lathe_optimize::EngineChoice;
 use lathe_preflight::{Device, EngineRules, Rules, check};
 use lathe_tokens::{TokenKind, Tokenizer};
@@ -304,7 +304,11 @@ impl Peer {
     /// The order by which a trial starts the engine.
     ///
     /// **Errors**: it cannot do what it is asked for.
-    pub(crate) fn order(&self, served: &Served<'_>) -> anyhow::Result<PeerOrder> {
+    pub(crate) fn order(
+        &self,
+        served: &Served<'_>,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<PeerOrder> {
         let name = self.name.clone();
         let Served { threads, context, streams, vocab, patience, .. } = *served;
         let (model, start_within) = (served.model.to_owned(), patience);
@@ -366,7 +370,7 @@ impl Peer {
                     name,
                     library: library.path.clone(),
                     version: library.version.clone(),
-                    model: exported(&model, wanted.graph, context)?,
+                    model: exported(&model, wanted.graph, context, progress)?,
                     threads,
                     provider: wanted.provider,
                     arguments: wanted.words(),

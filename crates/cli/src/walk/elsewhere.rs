@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Instant};
 
 use anyhow::Context;
-use lathe_base::{AtomicFile, Progress, Seconds};
+use lathe_base::{AtomicFile, Progress, Seconds, Silent};
 use lathe_optimize::{
     Candidate, EngineFacts, EngineOrder, Made, NATIVE, Precision, Start, size_of,
 };
@@ -134,16 +134,20 @@ impl Shop {
 
     fn order_for(&self, order: &EngineOrder, context: usize) -> anyhow::Result<PeerOrder> {
         let kv = open::kv(&order.kv)?;
-        self.peer(&order.engine)?.order(&Served {
-            model: &order.model,
-            threads: order.threads,
-            context,
-            streams: order.batch,
-            kv: &order.kv,
-            kv_bytes: self.spec().cache_bytes(context, order.batch, kv).0,
-            vocab: self.vocab(),
-            avoid: &avoided(&self.tokenizer),
-            patience: PATIENCE,
-        })
+        // What takes long was made when the files were adapted.
+        self.peer(&order.engine)?.order(
+            &Served {
+                model: &order.model,
+                threads: order.threads,
+                context,
+                streams: order.batch,
+                kv: &order.kv,
+                kv_bytes: self.spec().cache_bytes(context, order.batch, kv).0,
+                vocab: self.vocab(),
+                avoid: &avoided(&self.tokenizer),
+                patience: PATIENCE,
+            },
+            &Silent,
+        )
     }
 }

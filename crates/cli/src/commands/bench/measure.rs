@@ -66,7 +66,7 @@ pub(crate) fn measure(asked: &Asked<'_>, progress: &dyn Progress) -> anyhow::Res
             candidates.push(Entry { name, engine, subject: index, order });
         }
         for peer in *against {
-            match subject.on(peer, timing, &workload) {
+            match subject.on(peer, timing, &workload, progress) {
                 Ok(order) => {
                     let (name, engine) =
                         (format!("{} on {}", subject.name, peer.name), peer.name.clone());
@@ -229,7 +229,13 @@ impl Subject {
     }
 
     /// **Errors**: the engine will not load these files, and why.
-    fn on(&self, peer: &Peer, timing: &Timing, workload: &Workload) -> anyhow::Result<Order> {
+    fn on(
+        &self,
+        peer: &Peer,
+        timing: &Timing,
+        workload: &Workload,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Order> {
         if matches!(self.checkpoint.folder, Folder::Memory(_)) && peer.reads_files() {
             bail!(
                 "the built-in model has no files; `lathe quantize demo --to q8_0 -o demo.gguf` \
@@ -241,17 +247,20 @@ impl Subject {
         }
         let streams = Self::streams(workload);
         let kv = open::kv(&timing.engine.kv)?;
-        let engine = peer.order(&Served {
-            model: &self.checkpoint.path,
-            threads: timing.engine.threads(),
-            context: self.context,
-            streams,
-            kv: &timing.engine.kv,
-            kv_bytes: self.model.spec.cache_bytes(self.context, streams, kv).0,
-            vocab: self.vocab,
-            avoid: &self.avoid,
-            patience: timing.trial_timeout,
-        })?;
+        let engine = peer.order(
+            &Served {
+                model: &self.checkpoint.path,
+                threads: timing.engine.threads(),
+                context: self.context,
+                streams,
+                kv: &timing.engine.kv,
+                kv_bytes: self.model.spec.cache_bytes(self.context, streams, kv).0,
+                vocab: self.vocab,
+                avoid: &self.avoid,
+                patience: timing.trial_timeout,
+            },
+            progress,
+        )?;
         Ok(Order { engine: serde_json::to_value(engine)?, workload: self.workload(workload) })
     }
 }

@@ -107,7 +107,7 @@ impl<'a> Bench<'a> {
             }
             None => &sample.path,
         };
-        let outcome = match self.order(peer, model) {
+        let outcome = match self.order(peer, model, progress) {
             Ok(engine) => self.run(engine, progress),
             Err(why) => Ok(refuses(&format!("{why:#}"))),
         };
@@ -145,18 +145,26 @@ impl<'a> Bench<'a> {
         self.run(serde_json::to_value(engine)?, progress)
     }
 
-    fn order(&self, peer: &Peer, model: &Path) -> anyhow::Result<serde_json::Value> {
-        let order = peer.order(&Served {
-            model,
-            threads: default_threads(),
-            context: CONTEXT,
-            streams: 1,
-            kv: "f16",
-            kv_bytes: Bytes(1 << 28).0,
-            vocab: self.source.vocab,
-            avoid: &[],
-            patience: self.patience,
-        })?;
+    fn order(
+        &self,
+        peer: &Peer,
+        model: &Path,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<serde_json::Value> {
+        let order = peer.order(
+            &Served {
+                model,
+                threads: default_threads(),
+                context: CONTEXT,
+                streams: 1,
+                kv: "f16",
+                kv_bytes: Bytes(1 << 28).0,
+                vocab: self.source.vocab,
+                avoid: &[],
+                patience: self.patience,
+            },
+            progress,
+        )?;
         Ok(serde_json::to_value(order)?)
     }
 

@@ -89,7 +89,7 @@ pub(crate) fn run(args: &VerifyArgs, global: &Global) -> anyhow::Result<Ended> {
     for peer in &peers {
         bar.check()?;
         bar.at(&format!("{} starts", peer.name), 0, 0);
-        let order = order(&subject, peer, args)?;
+        let order = order(&subject, peer, args, &bar)?;
         let found = subject.ask((&peer.name, order), (&reference, &noise), &bar)?;
         engines.push(Asked { engine: peer.name.clone(), found });
     }
@@ -154,17 +154,25 @@ fn find(subject: &Subject, args: &VerifyArgs) -> anyhow::Result<(Vec<Peer>, Vec<
     Ok((peers, left_out))
 }
 
-fn order(subject: &Subject, peer: &Peer, args: &VerifyArgs) -> anyhow::Result<PeerOrder> {
+fn order(
+    subject: &Subject,
+    peer: &Peer,
+    args: &VerifyArgs,
+    progress: &dyn Progress,
+) -> anyhow::Result<PeerOrder> {
     let EngineOrder { threads, context, kv, .. } = &subject.order;
-    peer.order(&Served {
-        model: &subject.checkpoint.path,
-        threads: *threads,
-        context: *context,
-        streams: 1,
-        kv,
-        kv_bytes: subject.model.spec.cache_bytes(*context, 1, open::kv(kv)?).0,
-        vocab: subject.vocab,
-        avoid: &[],
-        patience: args.patience,
-    })
+    peer.order(
+        &Served {
+            model: &subject.checkpoint.path,
+            threads: *threads,
+            context: *context,
+            streams: 1,
+            kv,
+            kv_bytes: subject.model.spec.cache_bytes(*context, 1, open::kv(kv)?).0,
+            vocab: subject.vocab,
+            avoid: &[],
+            patience: args.patience,
+        },
+        progress,
+    )
 }

@@ -335,17 +335,20 @@ impl Stage<'_> {
             }
         }
         let kv = open::kv(&engine.kv)?;
-        let order = peer.order(&Served {
-            model: &self.checkpoint.path,
-            threads: engine.threads(),
-            context: self.context,
-            streams: self.sequences,
-            kv: &engine.kv,
-            kv_bytes: self.model.spec.cache_bytes(self.context, self.sequences, kv).0,
-            vocab: self.vocab,
-            avoid: &self.avoid,
-            patience: self.args.timing.trial_timeout,
-        })?;
+        let order = peer.order(
+            &Served {
+                model: &self.checkpoint.path,
+                threads: engine.threads(),
+                context: self.context,
+                streams: self.sequences,
+                kv: &engine.kv,
+                kv_bytes: self.model.spec.cache_bytes(self.context, self.sequences, kv).0,
+                vocab: self.vocab,
+                avoid: &self.avoid,
+                patience: self.args.timing.trial_timeout,
+            },
+            self.progress,
+        )?;
         let (engine, load) = order.start()?;
         Ok((Arc::from(engine), load))
     }
