@@ -150,16 +150,10 @@ impl Plan {
             return Ok(());
         }
         let cols: BTreeSet<usize> = linear().map(|t| t.cols).collect();
-        let fits = |f: &&&dyn AnyFormat| {
-            self.target.holds(**f) && !is_dense(**f) && cols.iter().any(|c| f.check(*c).is_ok())
-        };
-        let mut others: Vec<_> = lathe_formats::FORMATS.iter().filter(fits).collect();
-        // A row in which everything fits: only sizes are compared.
-        let row = cols.iter().max().map_or(0, |most| most.next_multiple_of(self.format.block()));
-        let bits = |format: &dyn AnyFormat| format.row_bytes(row) as f64 / row.max(1) as f64;
-        let off = |format: &dyn AnyFormat| (bits(format) - bits(self.format)).abs();
-        others.sort_by(|a, b| off(**a).total_cmp(&off(**b)));
-        let nearest: Vec<_> = others.iter().take(SHOWN).map(|format| format.name()).collect();
+        let row = cols.iter().copied().max().unwrap_or(0);
+        let nearest = nearest(self.format, row, |format| {
+            self.target.holds(format) && cols.iter().any(|c| format.check(*c).is_ok())
+        });
         Err(Error::NothingFits {
             format: self.format.name(),
             block: self.format.block(),
@@ -170,6 +164,21 @@ impl Plan {
             },
         })
     }
+}
+
+/// Formats that `fit`, those first whose rows of `cols` weights are nearest to `wanted`'s in size.
+fn nearest(
+    wanted: &dyn AnyFormat,
+    cols: usize,
+    fit: impl Fn(&dyn AnyFormat) -> bool,
+) -> Vec<&'static str> {
+    // A row in which everything fits: only sizes are compared.
+    let row = cols.next_multiple_of(wanted.block().max(1));
+    let off = |format: &dyn AnyFormat| format.row_bytes(row).abs_diff(wanted.row_bytes(row));
+    let mut formats: Vec<_> =
+        lathe_formats::FORMATS.iter().filter(|f| !is_dense(**f) && fit(**f)).collect();
+    formats.sort_by_key(|format| off(**format));
+    formats.into_iter().take(SHOWN).map(|format| format.name()).collect()
 }
 
 fn expert(role: &Role) -> bool {
@@ -184,19 +193,22 @@ fn layout(recipe: &Recipe, target: Target, tensors: &[Planned]) -> Result<Layout
     let formats = || tensors.iter().map(|planned| planned.format as &dyn AnyFormat);
     recipe.layout.choose(formats()).ok_or_else(|| {
         let foreign = formats().find(|format| !recipe.layout.holds(*format));
+        let foreign = foreign.unwrap_or(recipe.to);
         let fits: Vec<_> = Layout::ALL
             .into_iter()
             .filter(|layout| formats().all(|format| layout.holds(format)))
             .map(Layout::name)
             .collect();
-        Error::Container {
-            container: recipe.layout.name(),
-            format: foreign.unwrap_or(recipe.to).name(),
-            instead: match fits.as_slice() {
-                [] => "no layout holds all formats that are asked for".to_owned(),
-                names => format!("these layouts do: {}", names.join(", ")),
-            },
+        let mut instead = match fits.as_slice() {
+            [] => "no layout holds all formats that are asked for".to_owned(),
+            names => format!("these layouts do: {}", names.join(", ")),
+        };
+        let cols = tensors.iter().map(|planned| planned.cols).max().unwrap_or(0);
+        let held = nearest(foreign, cols, |format| recipe.layout.holds(format));
+        if !held.is_empty() {
+            instead += &format!("; of its size they hold {}", held.join(", "));
         }
+        Error::Container { container: recipe.layout.name(), format: foreign.name(), instead }
     })
 }
 
