@@ -122,6 +122,13 @@ pub fn available() -> Vec<&'static str> {
     run_all(Name).into_iter().map(|(name, ())| name).collect()
 }
 
+/// Those of them that `LATHE_ISA` would have to ask for.
+pub fn on_request() -> Vec<&'static str> {
+    let mut names = available();
+    names.retain(|name| ASKED_FOR.contains(name) && *name != chosen().name);
+    names
+}
+
 #[inline]
 fn token() -> Token {
     static TOKEN: OnceLock<Token> = OnceLock::new();
