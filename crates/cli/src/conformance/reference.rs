@@ -55,7 +55,7 @@ pub(crate) struct Noise {
     pub(crate) fast: f64,
     /// The same with weights, activations and logits rounded to bfloat16.
     pub(crate) bf16: f64,
-    /// By how much the logarithms of the two likeliest tokens' probabilities differ at most.
+    /// By how much the lead of the likeliest token over the next differs at most, in nats.
     pub(crate) gap: f64,
 }
 
@@ -71,8 +71,8 @@ impl Noise {
         TIMES * self.fast.max(self.bf16).max(LEAST)
     }
 
-    /// Two tokens whose logarithms differ by no more may change places. A divergence goes with the
-    /// square of what logarithms are off by.
+    /// Two tokens, one of which leads by no more, may change places. A divergence goes with the square
+    /// of what logarithms are off by.
     pub(crate) fn tie(&self) -> f64 {
         TIMES.sqrt() * self.gap
     }
@@ -126,11 +126,8 @@ impl Reference {
             for probe in &self.probes {
                 for (exact, found) in probe.rows.iter().zip(rows(&native, &probe.tokens)?) {
                     all.extend(between.between(exact, &found));
-                    let [first, second] = likeliest(exact);
-                    for id in [first, second] {
-                        let differs = log_prob(exact, id) - log_prob(&found, id);
-                        noise.gap = noise.gap.max(differs.abs());
-                    }
+                    let two = likeliest(exact);
+                    noise.gap = noise.gap.max((lead(exact, two) - lead(&found, two)).abs());
                 }
             }
             let mean = all.iter().sum::<f64>() / all.len().max(1) as f64;
@@ -145,8 +142,7 @@ impl Reference {
     /// By how much the exact logarithm of one token's probability is above another's, after a text.
     pub(super) fn lead(&self, text: &[u32], of: u32, over: u32) -> anyhow::Result<f64> {
         let rows = rows(&self.native, text)?;
-        let last = rows.last().map(Vec::as_slice).unwrap_or_default();
-        Ok(log_prob(last, of) - log_prob(last, over))
+        Ok(lead(rows.last().map(Vec::as_slice).unwrap_or_default(), [of, over]))
     }
 }
 
@@ -178,11 +174,11 @@ pub(super) fn written(
     Ok((ids, all))
 }
 
-/// The logarithm of a token's probability, in nats.
-fn log_prob(row: &[f32], id: u32) -> f64 {
-    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|logit| f64::from(logit - top).exp()).sum();
-    row.get(id as usize).map_or(f64::NEG_INFINITY, |logit| f64::from(logit - top) - sum.ln())
+/// By how much the logarithm of a token's probability is above another's, in nats; without end where
+/// there is no other.
+fn lead(row: &[f32], [of, over]: [u32; 2]) -> f64 {
+    let logit = |id: u32| row.get(id as usize).map_or(f64::NEG_INFINITY, |x| f64::from(*x));
+    logit(of) - logit(over)
 }
 
 /// The likeliest token and the next.
@@ -203,13 +199,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probabilities_and_the_likeliest_two_are_those_of_a_row() {
+    fn the_likeliest_two_and_their_lead_are_those_of_a_row() {
         let row = [1.0, 3.0, f32::NEG_INFINITY, 2.0];
         assert_eq!(likeliest(&row), [1, 3]);
         assert_eq!(likeliest(&[5.0, 4.0, 6.0]), [2, 0]);
-        let sum: f64 = (0..4).map(|id| log_prob(&row, id).exp()).sum();
-        assert!((sum - 1.0).abs() < 1e-12, "{sum}");
-        assert!((log_prob(&row, 1) - log_prob(&row, 3) - 1.0).abs() < 1e-12);
-        assert_eq!(log_prob(&row, 9), f64::NEG_INFINITY);
+        assert_eq!((lead(&row, [1, 3]), lead(&row, [0, 1])), (1.0, -2.0));
+        assert_eq!(lead(&row, [9, 1]), f64::NEG_INFINITY);
+        assert_eq!(lead(&row, [1, 9]), f64::INFINITY);
     }
 }
