@@ -105,7 +105,7 @@ fn line(report: &Report, row: &Row) -> Vec<String> {
 fn with_half_width(interval: &Interval) -> String {
     let digits = if interval.point >= 100.0 { 0 } else { 1 };
     let point = interval.point;
-    if interval.high < 1e300 && interval.half_width() > point {
+    if interval.high < 1e300 && interval.is_vague() {
         return format!("{point:.digits$} ± ?");
     }
     if interval.high > interval.low && interval.high < 1e300 {

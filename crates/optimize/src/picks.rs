@@ -143,18 +143,22 @@ fn best_quality(rows: &[Row]) -> Option<&Row> {
 
 fn why_fastest(row: &Row) -> String {
     let mut why = row.decode.map_or_else(String::new, |decode| {
-        format!(
-            "{} decoding one stream ({} to {})",
-            Unit::Rate.show(decode.point),
-            three_digits(decode.low),
-            three_digits(decode.high)
-        )
+        let ends = ends(&decode, three_digits);
+        format!("{} decoding one stream{ends}", Unit::Rate.show(decode.point))
     });
     if let Some(ratio) = row.speed_ratio.filter(|_| row.id != crate::BASE) {
-        why +=
-            &format!(", {:.2} times the base ({:.2} to {:.2})", ratio.point, ratio.low, ratio.high);
+        let ends = ends(&ratio, |times| format!("{times:.2}"));
+        why += &format!(", {:.2} times the base{ends}", ratio.point);
     }
     why
+}
+
+/// The ends of an interval, where the rounds bound it.
+fn ends(of: &Interval, show: impl Fn(f64) -> String) -> String {
+    if of.is_vague() {
+        return " (these rounds hardly bound it)".to_owned();
+    }
+    format!(" ({} to {})", show(of.low), show(of.high))
 }
 
 /// The rows that the rounds do not tell from the fastest.

@@ -45,6 +45,12 @@ impl Interval {
         (self.high - self.low) / 2.0
     }
 
+    /// Whether the interval is wider to each side, in the mean, than the estimate is large, as after
+    /// two rounds that differ: its ends are no figures to show to people.
+    pub fn is_vague(&self) -> bool {
+        self.half_width() > self.point.abs()
+    }
+
     pub fn contains(&self, value: f64) -> bool {
         self.low <= value && value <= self.high
     }
@@ -103,6 +109,13 @@ mod tests {
         assert_eq!(X.map(|v| -v).low, -4.0);
         assert_eq!(X.map(|v| -v).high, -1.0);
         assert_eq!(X.map(|v| v + 1.0).point, 3.0);
+    }
+
+    #[test]
+    fn an_interval_that_is_wider_than_its_figure_is_vague() {
+        assert!(!X.is_vague() && !Interval::exact(0.0).is_vague());
+        assert!(Interval { high: 6.0, ..X }.is_vague());
+        assert!(Interval { low: 0.0, high: f64::MAX, ..X }.is_vague());
     }
 
     #[test]

@@ -25,7 +25,7 @@ const TALL: f64 = 13.0;
 pub(crate) fn streams(title: &str, subtitle: &str, lines: &[Line]) -> String {
     let mut svg = Svg::new(WIDTH, HEIGHT, title);
     header(&mut svg, title, subtitle);
-    let room = lines.iter().map(|l| width_of(&l.label, 11.0)).fold(0.0, f64::max).min(190.0);
+    let room = lines.iter().map(|l| width_of(&l.label, 11.0)).fold(0.0, f64::max).min(WIDTH / 3.0);
     let area =
         Area { left: 78.0, right: WIDTH - 20.0 - LEAD - room, top: HEAD, bottom: HEIGHT - 48.0 };
     let all = || lines.iter().flat_map(|l| l.points.iter().copied());

@@ -166,7 +166,7 @@ fn table(report: &Report) -> String {
     }
     let columns = page::columns(report);
     let mut html = section("Configurations");
-    html += "<p>Small print: the interval. Click a heading to sort.</p>\n";
+    html += "<p>Small print: the interval; ± ? where it is wider than the figure itself. Click a heading to sort.</p>\n";
     html += "<div class=\"scroll\"><table class=\"sort\">\n<thead><tr>";
     for column in &columns {
         let _ = write!(

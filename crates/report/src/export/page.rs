@@ -159,12 +159,12 @@ pub(super) fn verdict_word(verdict: Verdict) -> &'static str {
 
 fn interval(value: Option<Interval>, show: fn(f64) -> String) -> Cell {
     let Some(i) = value else { return Cell::default() };
-    let spread = i.high > i.low && i.high < 1e300;
-    Cell {
-        text: show(i.point),
-        small: if spread { format!("{}–{}", show(i.low), show(i.high)) } else { String::new() },
-        key: Some(i.point),
-    }
+    let small = match i {
+        i if i.high <= i.low || i.high >= 1e300 => String::new(),
+        i if i.is_vague() => "± ?".to_owned(),
+        i => format!("{}–{}", show(i.low), show(i.high)),
+    };
+    Cell { text: show(i.point), small, key: Some(i.point) }
 }
 
 fn change(ratio: Interval) -> String {
