@@ -182,6 +182,7 @@ fn cache() -> Option<PathBuf> {
 mod tests {
     use lathe_adapters::onnxruntime::{self, OnnxRuntime};
     use lathe_api::{Engine, Event, Flow, Request, Sampling};
+    use lathe_base::Silent;
     use lathe_optimize::{EngineOrder, Guesses, MemoryUse, Precision};
 
     use super::*;
