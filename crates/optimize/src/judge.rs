@@ -10,7 +10,7 @@ use lathe_report::{
 use lathe_stats::{Bootstrap, Interval};
 
 use crate::{
-    BASE, Candidate, Made, PLAIN, Planned, Run, picks,
+    BASE, Candidate, Made, NATIVE, PLAIN, Planned, Run, picks,
     requirements::{Requirement, Unit, three_digits},
     verdict::{relaxations, verdicts, words},
 };
@@ -27,7 +27,7 @@ pub fn judge(run: &Run) -> Report {
         .filter_map(|planned| Some((planned, run.made.get(&planned.candidate.id)?)))
         .map(|(planned, made)| row(run, &quality, planned, made))
         // What was made but could not be run stands among what was not measured.
-        .filter(|row| row.decode.is_some() || row.kl.is_some())
+        .filter(|row| row.decode.is_some() || row.kl.is_some() && row.engine == NATIVE)
         .collect();
     let paired = |a: &str, b: &str| ratio(&run.rounds, a, b, run.settings.level);
     picks::score(&mut rows, run.settings.weights, &paired);

@@ -20,7 +20,7 @@ const STACK: usize = 256 << 10;
 
 /// Answers requests, each in a thread of its own, for as long as the listener does.
 ///
-/// Streams only, prompts as text or as ids (which are taken modulo the mock's vocabulary, so that any
+/// As a stream where that is asked for, else as a whole; prompts as text or as ids (which are taken modulo the mock's vocabulary, so that any
 /// client's fit), one connection for each request.
 ///
 /// # Errors
@@ -60,7 +60,11 @@ fn answer(mock: &Mock, mut stream: TcpStream) -> io::Result<()> {
         "/version" => whole(&mut stream, "200 OK", &json!({"version": mock.info().version})),
         "/v1/models" => whole(&mut stream, "200 OK", &json!({"data": [{"id": "mock"}]})),
         "/v1/completions" => match request(mock, &body) {
-            Ok(request) => complete(mock, &request, &mut stream),
+            Ok((request, true)) => complete(mock, &request, &mut stream),
+            Ok((request, false)) => match at_once(mock, &request) {
+                Ok(answer) => whole(&mut stream, "200 OK", &answer),
+                Err(why) => whole(&mut stream, "500 Failed", &json!({"error": {"message": why}})),
+            },
             Err(why) => whole(&mut stream, "400 Bad Request", &json!({"error": {"message": why}})),
         },
         _ => whole(&mut stream, "404 Not Found", &json!({"error": {"message": "no such page"}})),
@@ -77,7 +81,8 @@ fn whole(stream: &mut TcpStream, status: &str, body: &Value) -> io::Result<()> {
     stream.write_all((head + &text).as_bytes())
 }
 
-fn request(mock: &Mock, body: &[u8]) -> Result<Request, String> {
+/// What is asked for, and whether as a stream.
+fn request(mock: &Mock, body: &[u8]) -> Result<(Request, bool), String> {
     let body: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let vocab = mock.info().vocab as u64;
     let id = |id: &Value| id.as_u64().map(|id| (id % vocab) as u32);
@@ -89,7 +94,7 @@ fn request(mock: &Mock, body: &[u8]) -> Result<Request, String> {
         Value::String(text) => text.split_whitespace().map(|_| 0).collect(),
         _ => return Err("the prompt must be a text or a list of token ids".to_owned()),
     };
-    Ok(Request {
+    let request = Request {
         prompt,
         max_tokens: body["max_tokens"].as_u64().unwrap_or(16) as usize,
         sampling: Sampling::default(),
@@ -97,7 +102,26 @@ fn request(mock: &Mock, body: &[u8]) -> Result<Request, String> {
         stop_strings: Vec::new(),
         ignore_stop: true,
         grammar: None,
-    })
+    };
+    Ok((request, body["stream"] == true))
+}
+
+fn at_once(mock: &Mock, request: &Request) -> Result<Value, String> {
+    let (mut ids, mut all) = (Vec::new(), String::new());
+    let usage = mock.generate(request, &mut |event| {
+        if let Event::Token { id, text } = event {
+            ids.push(id);
+            all.push_str(text);
+        }
+        Flow::Continue
+    });
+    let usage = usage.map_err(|error| error.to_string())?;
+    let choice = json!({"text": all, "token_ids": ids, "finish_reason": reason(usage.finish)});
+    Ok(json!({"choices": [choice], "usage": {"completion_tokens": usage.generated_tokens}}))
+}
+
+fn reason(finish: Finish) -> &'static str {
+    if finish == Finish::Length { "length" } else { "stop" }
 }
 
 fn complete(mock: &Mock, request: &Request, stream: &mut TcpStream) -> io::Result<()> {
@@ -122,8 +146,7 @@ fn complete(mock: &Mock, request: &Request, stream: &mut TcpStream) -> io::Resul
     }
     let last = match ended {
         Ok(usage) => {
-            let reason = if usage.finish == Finish::Length { "length" } else { "stop" };
-            let choice = json!({"text": "", "finish_reason": reason});
+            let choice = json!({"text": "", "finish_reason": reason(usage.finish)});
             let count = json!({"completion_tokens": usage.generated_tokens});
             format!("data: {}\n\ndata: [DONE]\n\n", json!({"choices": [choice], "usage": count}))
         }

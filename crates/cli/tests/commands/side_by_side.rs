@@ -132,6 +132,8 @@ fn an_engine_that_does_not_start_or_dies_when_it_is_asked_is_no_candidate() {
         assert!(record["conformance"].as_object().unwrap().is_empty());
         let dropped = report["dropped"].to_string();
         assert!(dropped.contains(why), "{dropped}");
+        let rows = report["rows"].as_array().unwrap();
+        assert!(rows.iter().all(|row| row["engine"] == "native"), "it has no figures");
     }
 }
 
