@@ -159,10 +159,12 @@ fn an_interrupted_run_gives_what_it_has() {
 
 #[test]
 fn a_duration_ends_the_sending_and_not_the_answers() {
-    let limits = Limits { requests: None, duration: Some(Seconds(0.3)), ..limits(0) };
+    const SPAN: f64 = 0.6;
+    let limits = Limits { requests: None, duration: Some(Seconds(SPAN)), ..limits(0) };
     for pattern in [Pattern::Closed { users: 2 }, constant(40.0)] {
         let samples = run(&mock(0.1, 0.01), &pattern, &limits);
-        assert!(samples.iter().all(|s| s.completed() && s.due.0 < 0.3), "{pattern:?}");
-        assert!(samples.len() >= 3);
+        assert!(samples.iter().all(|s| s.completed() && s.due.0 < SPAN), "{pattern:?}");
+        // A machine that stands still meanwhile lets each user send once.
+        assert!(samples.len() >= 2, "{pattern:?}");
     }
 }
