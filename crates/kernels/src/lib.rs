@@ -46,8 +46,3 @@ pub use rowwise::{add, scale, soft_cap, softmax};
 pub fn isa_name() -> &'static str {
     lathe_simd::chosen().name
 }
-
-/// Instruction sets of this machine that are used only where `LATHE_ISA` asks for them.
-pub fn isas_on_request() -> Vec<&'static str> {
-    lathe_simd::on_request()
-}

@@ -42,6 +42,8 @@ enum Store {
         halves: bool,
         /// They are repacked for each product, strip by strip, and not once for all.
         packs: bool,
+        /// They are a copy in another format.
+        copied: bool,
     },
     /// Repacked.
     Panels(Panels),
@@ -52,7 +54,7 @@ enum Store {
 impl Store {
     fn rows(blocks: Blocks, pool: &Pool) -> Self {
         let packs = Panels::take(&blocks);
-        Self::Rows { halves: halves::takes(pool, &blocks), packs, blocks }
+        Self::Rows { halves: halves::takes(pool, &blocks), packs, copied: false, blocks }
     }
 
     /// The product with inputs in f32.
@@ -100,9 +102,9 @@ fn in_strips(
 }
 
 impl Matrix {
-    /// Takes weights in any format: dense ones are used where they lie, be it in a memory map,
-    /// integer codes are repacked into as many bytes, and formats that no kernel knows are
-    /// decoded as they are needed.
+    /// Takes weights in any format: dense ones are used where they lie, be it in a memory map
+    /// (f16 that tile registers can multiply as bfloat16 is copied), integer codes are repacked into
+    /// as many bytes, and formats that no kernel knows are decoded as they are needed.
     ///
     /// **Errors**: not enough memory for the repacked weights.
     pub fn new(blocks: Blocks) -> Result<Self, Error> {
@@ -115,9 +117,12 @@ impl Matrix {
         let order = blocks.order.clone();
         // What is held is in the order of the codes; the inputs are gathered to match.
         let blocks = Blocks { order: None, ..blocks };
-        let store = match Panels::pack(pool, &blocks) {
-            Some(panels) => Store::Panels(panels?),
-            None => Store::rows(blocks, pool),
+        let store = match (Panels::pack(pool, &blocks), halves::copied(pool, &blocks)) {
+            (Some(panels), _) => Store::Panels(panels?),
+            (None, Some(blocks)) => {
+                Store::Rows { blocks, halves: true, packs: false, copied: true }
+            }
+            (None, None) => Store::rows(blocks, pool),
         };
         Ok(Self { rows, cols, format, precision, inputs: Inputs::Own, store, order })
     }
@@ -145,7 +150,7 @@ impl Matrix {
 
     /// Whether it reads the bytes that it was made from, as opposed to a repacked copy.
     pub fn reads_source(&self) -> bool {
-        matches!(self.store, Store::Rows { .. })
+        matches!(self.store, Store::Rows { copied: false, .. })
     }
 
     /// The same weights with another arithmetic.

@@ -107,6 +107,12 @@ impl Deref for Room {
     }
 }
 
+impl AsRef<[u8]> for Room {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 impl DerefMut for Room {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut [u8] {

@@ -12,9 +12,9 @@ const BUFFER: usize = 192 << 20;
 
 /// Measures how many bytes per second `threads` threads together read from memory.
 ///
-/// Every thread sums a buffer of its own again and again for about `span`; the best pass counts,
-/// as disturbances only ever slow a pass down. This is the roof for decoding, which reads every
-/// weight once per token.
+/// Every thread sums a buffer of its own again and again for about `span`, from several places side
+/// by side; the best pass counts, as disturbances only ever slow a pass down. This is the roof for
+/// decoding, which reads every weight once per token.
 pub fn read_bandwidth(threads: usize, span: Seconds) -> Bytes {
     let threads = threads.max(1);
     let available = crate::Memory::read().available.0 as usize;
@@ -41,12 +41,23 @@ pub fn read_bandwidth(threads: usize, span: Seconds) -> Bytes {
     Bytes(total as u64)
 }
 
-/// Sixteen independent sums, so that additions never wait for each other.
+/// Places that are read side by side: a core keeps more lines on their way so than from one place.
+const STREAMS: usize = 8;
+
+/// Words that are read from each place in turn, each to a sum of its own, so that additions never
+/// wait for each other.
+const TURN: usize = 32;
+
 fn sum(words: &[u64]) -> u64 {
-    let mut lanes = [0u64; 16];
-    for chunk in words.chunks_exact(16) {
-        for (lane, word) in lanes.iter_mut().zip(chunk) {
-            *lane = lane.wrapping_add(*word);
+    let mut lanes = [0u64; TURN];
+    let mut streams = words.chunks_exact((words.len() / STREAMS).max(1));
+    let mut places: [_; STREAMS] =
+        std::array::from_fn(|_| streams.next().unwrap_or_default().chunks_exact(TURN));
+    for _ in 0..places[0].len() {
+        for chunk in places.iter_mut().filter_map(Iterator::next) {
+            for (lane, word) in lanes.iter_mut().zip(chunk) {
+                *lane = lane.wrapping_add(*word);
+            }
         }
     }
     lanes.iter().fold(0, |a, b| a.wrapping_add(*b))

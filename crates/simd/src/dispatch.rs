@@ -36,10 +36,6 @@ pub struct Choice {
     pub refused: Option<String>,
 }
 
-/// Instruction sets that are only used where they are asked for. Tiles multiply many tokens with
-/// bfloat16 several times as fast, and one token more slowly.
-const ASKED_FOR: [&str; 1] = ["amx"];
-
 /// Which instruction set [`run`] uses: the best here, or what `LATHE_ISA` names if it is here.
 pub fn chosen() -> &'static Choice {
     static CHOICE: OnceLock<Choice> = OnceLock::new();
@@ -48,8 +44,7 @@ pub fn chosen() -> &'static Choice {
 
 fn choose(wanted: Option<&str>) -> Choice {
     let here = available();
-    let usual = here.iter().rfind(|name| !ASKED_FOR.contains(name));
-    let best = *usual.expect("scalar is everywhere");
+    let best = *here.last().expect("scalar is everywhere");
     match wanted {
         None | Some("") => Choice { name: best, refused: None },
         Some(wanted) => match here.iter().find(|name| **name == wanted) {
@@ -120,13 +115,6 @@ pub fn with_isa<T>(name: &str, f: impl FnOnce() -> T) -> Option<T> {
 /// The names of the instruction sets of this machine: each can do all that those before it can.
 pub fn available() -> Vec<&'static str> {
     run_all(Name).into_iter().map(|(name, ())| name).collect()
-}
-
-/// Those of them that `LATHE_ISA` would have to ask for.
-pub fn on_request() -> Vec<&'static str> {
-    let mut names = available();
-    names.retain(|name| ASKED_FOR.contains(name) && *name != chosen().name);
-    names
 }
 
 #[inline]
@@ -227,8 +215,7 @@ mod tests {
 
     #[test]
     fn takes_the_best_instruction_set_when_nothing_is_asked() {
-        let mut all = run_all(Name).into_iter().map(|(name, ())| name);
-        let best = all.rfind(|name| *name != "amx").unwrap();
+        let (best, ()) = run_all(Name).pop().unwrap();
         assert_eq!(choose(None), Choice { name: best, refused: None });
         assert_eq!(choose(Some("")), Choice { name: best, refused: None });
     }

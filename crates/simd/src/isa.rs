@@ -16,8 +16,6 @@ pub struct HalfRows {
     pub row: usize,
     pub step: usize,
     pub next: usize,
-    /// What is asked for meanwhile, 2 KiB in each step where there is one tile of tokens; or null.
-    pub ahead: *const u8,
 }
 
 /// Where bfloat16 inputs are, in steps of sixteen pairs of columns: those of all tokens side by side.

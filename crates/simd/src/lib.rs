@@ -27,7 +27,7 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
-pub use dispatch::{Choice, Op, available, chosen, on_request, run, run_all, with_isa};
+pub use dispatch::{Choice, Op, available, chosen, run, run_all, with_isa};
 pub use isa::{HalfRows, HalfSums, HalfTokens, Isa, LANES};
 pub use scalar::Scalar;
 

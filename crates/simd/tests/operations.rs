@@ -207,8 +207,7 @@ impl Everything {
             (0..2 * BYTES / 64).flat_map(|i| pairs_of(&x.map(|x| x + i as f32), i)).collect()
         };
         let (w, x) = (bytes(&self.a), bytes(&self.b));
-        let ahead = [std::ptr::null(), w.as_ptr()][usize::from(self.mask[1] % 2)];
-        let rows = HalfRows { at: w.as_ptr(), row: 128, step: 64, next: BYTES, ahead };
+        let rows = HalfRows { at: w.as_ptr(), row: 128, step: 64, next: BYTES };
         let tokens = 1 + usize::from(self.mask[0]) % 16;
         for (tokens, next) in [(tokens, 0), (16, BYTES)] {
             let x = HalfTokens { at: x.as_ptr(), pair: 4 * tokens, step: 64 * tokens, next };

@@ -21,8 +21,6 @@ struct System {
     machine: Machine,
     /// Kernels that the native engine would use.
     kernels: &'static str,
-    /// Those that it would use if `LATHE_ISA` asked for them.
-    kernels_on_request: Vec<&'static str>,
     fits: Vec<Fit>,
 }
 
@@ -42,12 +40,7 @@ pub(crate) fn run(args: SystemArgs, global: &Global) -> anyhow::Result<Ended> {
     let threads = args.threads.unwrap_or_else(default_threads);
     let machine = Machine::analyse(Some(threads));
     let fits = fits(&machine);
-    let system = System {
-        machine,
-        kernels: lathe_kernels::isa_name(),
-        kernels_on_request: lathe_kernels::isas_on_request(),
-        fits,
-    };
+    let system = System { machine, kernels: lathe_kernels::isa_name(), fits };
     if global.json {
         ui::json(&system)?;
         return Ok(Ended::Well);
@@ -83,11 +76,7 @@ fn fits(machine: &Machine) -> Vec<Fit> {
 
 fn show(system: &System) -> anyhow::Result<()> {
     let mut list = system.machine.facts();
-    let mut kernels = system.kernels.to_owned();
-    if !system.kernels_on_request.is_empty() {
-        kernels += &format!("; {} by LATHE_ISA", system.kernels_on_request.join(", "));
-    }
-    list.push(("Native kernels".to_owned(), kernels));
+    list.push(("Native kernels".to_owned(), system.kernels.to_owned()));
     let rows: Vec<Vec<String>> = system
         .fits
         .iter()

@@ -23,11 +23,13 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use lathe_base::Buf;
 use lathe_formats::Blocks;
 use lathe_simd::{Isa, LANES, Op};
 
 use crate::{
     Pool,
+    memory::Room,
     output::Output,
     tiles::{TASK_BYTES, task_rows},
 };
@@ -122,6 +124,46 @@ pub(crate) fn takes(pool: &Pool, w: &Blocks) -> bool {
             !differs.into_inner()
         }
         _ => false,
+    }
+}
+
+/// Weights in f16 as bfloat16, for machines that multiply those by tiles as they lie; `None` where
+/// that is no gain, changes a weight, or finds no memory.
+pub(crate) fn copied(pool: &Pool, w: &Blocks) -> Option<Blocks> {
+    if w.format.name() != "f16" || !lathe_simd::run(tiled::Here) || !takes(pool, w) {
+        return None;
+    }
+    let mut room = Room::huge(w.data.len())?;
+    let to = Output::new(&mut room[..]);
+    pool.run(w.data.len().div_ceil(LOOKED_AT), &|part| {
+        let from = w.data.chunks(LOOKED_AT).nth(part).expect("a part of the weights");
+        // SAFETY: a part is one task's alone.
+        let to = unsafe { to.part(part * LOOKED_AT, from.len()) };
+        lathe_simd::run(Copy { from, to });
+    });
+    let format = lathe_formats::by_name("bf16").expect("a format of that name");
+    Blocks::new(format, w.rows, w.cols, Buf::from_owner(room), Buf::new()).ok()
+}
+
+/// Makes bfloat16 of f16 that can be.
+struct Copy<'a> {
+    from: &'a [u8],
+    to: &'a mut [u8],
+}
+
+impl Op for Copy<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let (whole, rest) = self.from.as_chunks::<{ 2 * STEP }>();
+        let (to, end) = self.to.as_chunks_mut::<{ 2 * STEP }>();
+        for (from, to) in whole.iter().zip(to) {
+            isa.store_bytes(isa.load_f16_pairs(from), to);
+        }
+        let (mut last, mut made) = ([0; 2 * STEP], [0; 2 * STEP]);
+        last[..rest.len()].copy_from_slice(rest);
+        isa.store_bytes(isa.load_f16_pairs(&last), &mut made);
+        end.copy_from_slice(&made[..end.len()]);
     }
 }
 

@@ -1,6 +1,9 @@
 //! Few tokens: rows are read where they lie, four at a time.
 
-use std::marker::PhantomData;
+use std::{
+    array::{from_mut, from_ref},
+    marker::PhantomData,
+};
 
 use lathe_simd::{Isa, LANES, Op};
 
@@ -8,6 +11,13 @@ use super::{STEP, Strip, Weight, number};
 
 /// Rows of a vector.
 const ROWS: usize = 4;
+
+/// Vectors of rows that one token reads side by side: a core keeps more lines on their way from
+/// many streams than from few.
+const STREAMS: usize = 4;
+
+/// How far ahead of their use rows are asked for, in bytes.
+const AHEAD: usize = 512;
 
 /// Rows of a strip times all tokens.
 pub(super) struct Product<'a, W> {
@@ -35,7 +45,13 @@ impl<W: Weight> Op for Product<'_, W> {
             let n = (tokens - token).div_ceil((tokens - token).div_ceil(most));
             let mut row = 0;
             while row < rows {
-                let two = wide && n > 1 && rows - row >= 2 * ROWS;
+                let left = rows - row;
+                let two = wide && n > 1 && left >= 2 * ROWS;
+                if n == 1 && left >= STREAMS * ROWS {
+                    self.tile::<I, STREAMS, 1>(isa, row, token);
+                    row += STREAMS * ROWS;
+                    continue;
+                }
                 match (two, n) {
                     (false, 1) => self.tile::<I, 1, 1>(isa, row, token),
                     (false, 2) => self.tile::<I, 1, 2>(isa, row, token),
@@ -81,24 +97,33 @@ impl<W: Weight> Product<'_, W> {
         for (r, place) in places.as_flattened_mut().iter_mut().enumerate() {
             *place = weights[r.min(count - 1) * row_bytes..].as_ptr();
         }
-        // A single pass over the weights waits for memory: what comes next is asked for early,
-        // in its order, which spreads over the cache as rows that lie a power of two apart do not.
+        // A single pass over the weights waits for memory. Behind its end a row's stream goes on in
+        // the next tile's, as many rows further.
         let streams = strip.t == N;
-        let next = weights.as_ptr().wrapping_add(weights.len());
+        let row_end = (cols * W::BYTES).saturating_sub(AHEAD);
         let mut sums = [[isa.splat(0.0); N]; G];
         let whole = cols / STEP * STEP;
         for col in (0..whole).step_by(STEP) {
             if streams {
-                for line in 0..G * ROWS * STEP * W::BYTES / LINE {
-                    let at = G * ROWS * col * W::BYTES + line * LINE;
-                    isa.prefetch(next.wrapping_add(at));
+                let at = col * W::BYTES;
+                let next = if at < row_end { 0 } else { (G * ROWS - 1) * row_bytes };
+                for place in places.as_flattened() {
+                    isa.prefetch(place.wrapping_add(at + AHEAD + next));
                 }
             }
             // SAFETY: row r's columns col .. col + 32 lie within its `row_bytes`, and token n's
             // inputs for them within its `stride`, since col + 32 <= cols.
             unsafe {
                 let x = inputs.as_ptr().add(col * number::<I>());
-                step::<I, W, G, N>(isa, &mut sums, &places, col * W::BYTES, (x, stride));
+                let at = col * W::BYTES;
+                if N > 1 {
+                    step::<I, W, G, N>(isa, &mut sums, &places, at, (x, stride));
+                    continue;
+                }
+                // The rows of all vectors together would not fit in the registers.
+                for (sums, places) in sums.iter_mut().zip(&places) {
+                    step::<I, W, 1, N>(isa, from_mut(sums), from_ref(places), at, (x, stride));
+                }
             }
         }
         if whole < cols {
@@ -134,9 +159,6 @@ impl<W: Weight> Product<'_, W> {
         }
     }
 }
-
-/// Bytes that are asked for at once.
-const LINE: usize = 64;
 
 /// A step of a tile. Inputs are a place and the stride from one token's to the next.
 ///

@@ -1,9 +1,12 @@
 //! Machines with tile registers: an instruction multiplies a step of sixteen rows with sixteen
-//! tokens. Rows are read where they lie, so that one token takes the same instructions as many, and
-//! gets the same bits; only where they are read several times, or are not bfloat16, are they laid out
-//! tile after tile first. The order of the sums is the one of [`lathe_simd::Isa::half_tiles`].
+//! tokens. Rows are read where they lie; only where they are read several times, or are not bfloat16,
+//! are they laid out tile after tile first. The order of the sums is the one of
+//! [`lathe_simd::Isa::half_tiles`].
+//!
+//! Weights that would have to be laid out for a single token meet it in vectors instead, which make
+//! the same sums to the same bits.
 
-use std::{cell::RefCell, marker::PhantomData, ops::Range, ptr};
+use std::{cell::RefCell, marker::PhantomData, ops::Range};
 
 use lathe_formats::Blocks;
 use lathe_simd::{HalfRows, HalfSums, HalfTokens, Isa, LANES, Op};
@@ -22,6 +25,8 @@ const TILE: usize = LANES * LINE;
 const STEPS: usize = 16;
 /// As many where rows come from memory, and are asked for meanwhile.
 const STREAMED: usize = 4;
+/// How far ahead of their use rows are asked for that are not tiles as they lie, in bytes.
+const AHEAD: usize = 512;
 
 /// Asks whether there are tiles.
 pub(super) struct Here;
@@ -40,6 +45,8 @@ impl Op for Here {
 #[derive(Clone, Copy)]
 struct Tokens<'a> {
     bytes: &'a [u8],
+    /// Whether they are those of a single token, [`spread`] for vectors.
+    alone: bool,
     /// Tokens of a tile.
     wide: usize,
     steps: usize,
@@ -76,9 +83,11 @@ pub(super) fn matmul(
         static TILES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
     let (steps, wide) = (w.cols.div_ceil(STEP), t.min(LANES));
-    // A token alone lies as a tile of one does.
-    let tiles = if t == 1 { 0 } else { t.div_ceil(wide) };
-    let bytes = Tokens::tile_bytes(wide, steps);
+    // Where steps are tiles as they lie, tiles are as fast for a single token, which lies as one does.
+    let lies = w.format.name() == "bf16" && w.cols.is_multiple_of(STEP);
+    let alone = t == 1 && !lies;
+    let tiles = if t == 1 && lies { 0 } else { t.div_ceil(wide) };
+    let bytes = if alone { 2 * steps * LINE } else { Tokens::tile_bytes(wide, steps) };
     // Taken out of its cell meanwhile: a task may call in again on this thread.
     let mut room = TILES.take();
     if room.len() < tiles * bytes {
@@ -90,10 +99,14 @@ pub(super) fn matmul(
         let to = unsafe { places.part(tile * bytes, bytes) };
         let tokens = wide.min(t - tile * wide);
         let from = &inputs[tile * wide * stride..][..tokens * stride];
-        lathe_simd::run(Pack { from, stride, wide, steps, to });
+        if alone {
+            spread(from, to);
+        } else {
+            lathe_simd::run(Pack { from, stride, wide, steps, to });
+        }
     });
-    let tokens = if t == 1 { inputs } else { &room[..tiles * bytes] };
-    let tokens = Tokens { bytes: tokens, wide, steps, t };
+    let bytes = if tiles == 0 { inputs } else { &room[..tiles * bytes] };
+    let tokens = Tokens { bytes, alone, wide, steps, t };
     let row_bytes = w.format.row_bytes(w.cols);
     let per_task = tiles::task_rows(w.rows, row_bytes, pool.threads()).next_multiple_of(ROWS);
     let side = w.side.first_chunk().map(|scale| f32::from_le_bytes(*scale));
@@ -185,6 +198,10 @@ impl<W: Weight> Op for Product<'_, W> {
         if !I::TILES {
             unreachable!("asked of a machine without tiles");
         }
+        if self.1.alone {
+            self.alone(isa);
+            return;
+        }
         // Taken out of its cell meanwhile, as a closure is compiled without the instruction set.
         let mut room = ROOM.take();
         isa.half_tiles_on(self.1.wide);
@@ -198,7 +215,63 @@ impl<W: Weight> Op for Product<'_, W> {
     }
 }
 
+/// Makes f32 of bfloat16: those are the upper halves.
+fn spread(from: &[u8], to: &mut [u8]) {
+    for (half, to) in from.as_chunks::<2>().0.iter().zip(to.as_chunks_mut::<4>().0) {
+        *to = [0, 0, half[0], half[1]];
+    }
+}
+
 impl<W: Weight> Product<'_, W> {
+    /// One token: sixteen rows at a time, their columns turned into vectors.
+    #[inline(always)]
+    fn alone<I: Isa>(&self, isa: I) {
+        let (strip, inputs) = (&self.0, self.1.bytes.as_chunks::<{ 2 * LINE }>().0);
+        let (row_bytes, row_end) = (strip.row_bytes, strip.cols * W::BYTES);
+        let whole = strip.cols / STEP;
+        assert!(row_end <= row_bytes && inputs.len() >= self.1.steps);
+        for row in (0..strip.place.1).step_by(LANES) {
+            let count = LANES.min(strip.place.1 - row);
+            let weights = &strip.weights[row * row_bytes..(row + count) * row_bytes];
+            let mut places = [weights.as_ptr(); LANES];
+            for (r, place) in places.iter_mut().enumerate() {
+                *place = weights[r.min(count - 1) * row_bytes..].as_ptr();
+            }
+            let mut sums = isa.splat(0.0);
+            for (step, inputs) in inputs[..whole].iter().enumerate() {
+                let at = step * STEP * W::BYTES;
+                // Behind its end a row's stream goes on sixteen rows further.
+                let next = if at + AHEAD < row_end { 0 } else { (LANES - 1) * row_bytes };
+                for place in places {
+                    isa.prefetch(place.wrapping_add(at + AHEAD + next));
+                }
+                // SAFETY: whole steps of rows that are `row_bytes` long, which is at least `row_end`.
+                sums = unsafe { step_alone::<I, W>(isa, &places, at, inputs, sums) };
+            }
+            if whole < self.1.steps {
+                let mut rest = [[0; 2 * STEP]; LANES];
+                for (r, (to, place)) in rest.iter_mut().zip(&mut places).enumerate() {
+                    let from = &weights[r.min(count - 1) * row_bytes..][..row_end];
+                    let from = &from[whole * STEP * W::BYTES..];
+                    to[..from.len()].copy_from_slice(from);
+                    *place = to.as_ptr();
+                }
+                // SAFETY: `rest` has room for a step of the widest weights.
+                sums = unsafe { step_alone::<I, W>(isa, &places, 0, &inputs[whole], sums) };
+            }
+            let mut own = [1.0; LANES];
+            if let Some(behind) = W::SCALE {
+                for (r, own) in own[..count].iter_mut().enumerate() {
+                    *own = strip.scale(weights, r, behind(strip.cols));
+                }
+            }
+            let scale = strip.scales.map_or(1.0, |scales| scales[0]);
+            sums = isa.mul(isa.mul(sums, isa.splat(scale)), isa.load(&own));
+            // SAFETY: these rows are this task's alone.
+            put(isa, sums, unsafe { strip.out.part(strip.place.0 + row, count) });
+        }
+    }
+
     /// Few tokens: weights are read once, from memory.
     #[inline(always)]
     fn once<I: Isa>(&self, isa: I, room: &mut Vec<Tile>) {
@@ -209,25 +282,19 @@ impl<W: Weight> Product<'_, W> {
             let rows = ROWS.min(strip.place.1 - row);
             // Whole rows of bfloat16 are tiles as they lie.
             let lies = W::AS_IT_LIES && rows == ROWS && strip.cols.is_multiple_of(STEP);
-            let next = weights.as_ptr().wrapping_add((row + ROWS) * row_bytes);
             let mut sums = NONE;
             let most = if lies { tokens.steps } else { STREAMED };
             for step in (0..tokens.steps).step_by(most) {
                 let steps = step..tokens.steps.min(step + most);
                 let w = if lies {
                     let at = weights[row * row_bytes + step * LINE..].as_ptr();
-                    HalfRows {
-                        at,
-                        row: row_bytes,
-                        step: LINE,
-                        next: LANES * row_bytes,
-                        ahead: next,
-                    }
+                    HalfRows { at, row: row_bytes, step: LINE, next: LANES * row_bytes }
                 } else {
-                    // The rows that come next, in the order of memory.
-                    for line in 0..ROWS * STREAMED * STEP * W::BYTES / LINE {
-                        let at = ROWS * step * STEP * W::BYTES + line * LINE;
-                        isa.prefetch(next.wrapping_add(at));
+                    for r in 0..rows {
+                        for step in steps.clone() {
+                            let at = (row + r) * row_bytes + step * STEP * W::BYTES + AHEAD;
+                            isa.prefetch(weights.as_ptr().wrapping_add(at));
+                        }
                     }
                     self.lay(isa, row..row + rows, steps.clone(), room);
                     laid(room, steps.len())
@@ -277,9 +344,9 @@ impl<W: Weight> Product<'_, W> {
         for (r, row) in rows.enumerate() {
             let from = &strip.weights[row * strip.row_bytes..][..strip.cols * W::BYTES];
             let to = &mut to[r / LANES * steps.len()..][..steps.len()];
+            let mut rest = [0; 2 * STEP];
             for (step, to) in steps.clone().zip(to) {
                 let from = &from[step * bytes..];
-                let mut rest = [0; 2 * STEP];
                 let from = if from.len() < bytes {
                     rest[..from.len()].copy_from_slice(from);
                     &rest
@@ -334,16 +401,51 @@ impl<W: Weight> Product<'_, W> {
                 let sum = isa.mul(isa.load_f32(&columns[n]), isa.splat(scale));
                 let sum = isa.mul(sum, isa.load(own));
                 // SAFETY: these rows are this task's alone.
-                let out = unsafe { strip.out.part((token + n) * all + first + row, count) };
-                if let Ok(out) = out.try_into() {
-                    isa.store(sum, out);
-                } else {
-                    let mut lanes = [0.0; LANES];
-                    isa.store(sum, &mut lanes);
-                    out.copy_from_slice(&lanes[..count]);
-                }
+                put(isa, sum, unsafe { strip.out.part((token + n) * all + first + row, count) });
             }
         }
+    }
+}
+
+/// A step of sixteen rows times one token that was [`spread`]: the sums of even and of odd
+/// columns by themselves, in their order, as a tile's are.
+///
+/// # Safety
+/// A step can be read `at` bytes behind each place.
+#[inline(always)]
+unsafe fn step_alone<I: Isa, W: Weight>(
+    isa: I,
+    places: &[*const u8; LANES],
+    at: usize,
+    inputs: &[u8; 2 * LINE],
+    sums: I::F,
+) -> I::F {
+    let mut columns = [isa.splat_bytes(&[0; 4]); LANES];
+    for r in 0..LANES {
+        // SAFETY: the caller vouches for the places.
+        columns[r] = unsafe { W::load(isa, places[r].add(at)) };
+    }
+    columns = isa.transpose(columns);
+    let (mut even, mut odd) = (isa.splat(0.0), isa.splat(0.0));
+    let inputs = inputs.as_chunks::<8>().0;
+    for pair in 0..LANES {
+        let [low, high] = isa.bf16_pairs(columns[pair]);
+        let x = inputs[pair].as_chunks::<4>().0;
+        even = isa.fma(low, isa.splat(f32::from_le_bytes(x[0])), even);
+        odd = isa.fma(high, isa.splat(f32::from_le_bytes(x[1])), odd);
+    }
+    isa.add(sums, isa.add(even, odd))
+}
+
+/// Stores the sums of up to sixteen rows.
+#[inline(always)]
+fn put<I: Isa>(isa: I, sums: I::F, out: &mut [f32]) {
+    if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+        isa.store(sums, out);
+    } else {
+        let mut lanes = [0.0; LANES];
+        isa.store(sums, &mut lanes);
+        out.copy_from_slice(&lanes[..out.len()]);
     }
 }
 
@@ -352,5 +454,5 @@ impl<W: Weight> Product<'_, W> {
 fn laid(tiles: &[Tile], steps: usize) -> HalfRows {
     assert!(tiles.len() >= 2 * steps);
     let at = tiles.as_ptr().cast();
-    HalfRows { at, row: LINE, step: TILE, next: steps * TILE, ahead: ptr::null() }
+    HalfRows { at, row: LINE, step: TILE, next: steps * TILE }
 }

@@ -21,7 +21,11 @@ const STREAM_BYTES: usize = 512 << 10;
 
 /// How far ahead of their use panels are asked for, in bytes of a panel's stream. Every line is
 /// asked for: what the processor foresees by itself ends with each page of memory.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 1536;
+
+/// Panels that one token reads side by side: a core keeps more lines on their way from several
+/// streams than from one.
+const STREAMS: usize = 8;
 
 thread_local! {
     static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -68,6 +72,12 @@ pub(super) fn matmul(
     let bytes = if t <= tiles.most { STREAM_BYTES } else { TASK_BYTES };
     let most = (bytes / (2 * shape.panel_bytes())).max(1);
     let per_task = most.min(pairs.div_ceil(4 * pool.threads()));
+    // As many panels side by side as leave two tasks for each thread.
+    let mut side_by_side = if t == 1 { STREAMS / 2 } else { 1 };
+    while side_by_side > 1 && pairs < side_by_side * 2 * pool.threads() {
+        side_by_side /= 2;
+    }
+    let per_task = per_task.next_multiple_of(side_by_side);
     let out = Output::new(out);
     pool.run(pairs.div_ceil(per_task), &|task| {
         let first = task * per_task * 2;
@@ -101,21 +111,33 @@ impl<K: Layout> Op for Product<'_, K> {
             let (tile, tokens) = strip.x.tile(token);
             let mut panel = strip.first;
             while panel < strip.last {
-                let panels = if two && panel + 2 <= strip.last { 2 } else { 1 };
+                let left = strip.last - panel;
                 let at = At { tile, panel, token };
+                let panels = match tokens {
+                    1 if left >= STREAMS => STREAMS,
+                    1..=4 if two && left >= 4 => 4,
+                    _ if two && left >= 2 => 2,
+                    _ => 1,
+                };
                 match (panels, tokens) {
-                    (1, 1) => strip.tile::<I, K, 1, 1>(isa, at),
-                    (1, 2) => strip.tile::<I, K, 1, 2>(isa, at),
-                    (1, 3) => strip.tile::<I, K, 1, 3>(isa, at),
-                    (1, 4) => strip.tile::<I, K, 1, 4>(isa, at),
-                    (1, 5) if two => strip.tile::<I, K, 1, 5>(isa, at),
-                    (1, 6) if two => strip.tile::<I, K, 1, 6>(isa, at),
-                    (2, 1) if two => strip.tile::<I, K, 2, 1>(isa, at),
-                    (2, 2) if two => strip.tile::<I, K, 2, 2>(isa, at),
-                    (2, 3) if two => strip.tile::<I, K, 2, 3>(isa, at),
-                    (2, 4) if two => strip.tile::<I, K, 2, 4>(isa, at),
-                    (2, 5) if two => strip.tile::<I, K, 2, 5>(isa, at),
-                    (2, 6) if two => strip.tile::<I, K, 2, 6>(isa, at),
+                    (1, 1) => strip.tile::<I, K, 1, 1, 1>(isa, at),
+                    (1, 2) => strip.tile::<I, K, 1, 1, 2>(isa, at),
+                    (1, 3) => strip.tile::<I, K, 1, 1, 3>(isa, at),
+                    (1, 4) => strip.tile::<I, K, 1, 1, 4>(isa, at),
+                    (1, 5) if two => strip.tile::<I, K, 1, 1, 5>(isa, at),
+                    (1, 6) if two => strip.tile::<I, K, 1, 1, 6>(isa, at),
+                    (2, 1) if two => strip.tile::<I, K, 1, 2, 1>(isa, at),
+                    (2, 2) if two => strip.tile::<I, K, 1, 2, 2>(isa, at),
+                    (2, 3) if two => strip.tile::<I, K, 1, 2, 3>(isa, at),
+                    (2, 4) if two => strip.tile::<I, K, 1, 2, 4>(isa, at),
+                    (2, 5) if two => strip.tile::<I, K, 1, 2, 5>(isa, at),
+                    (2, 6) if two => strip.tile::<I, K, 1, 2, 6>(isa, at),
+                    (4, 1) if two => strip.tile::<I, K, 1, 4, 1>(isa, at),
+                    (4, 2) if two => strip.tile::<I, K, 2, 2, 2>(isa, at),
+                    (4, 3) if two => strip.tile::<I, K, 2, 2, 3>(isa, at),
+                    (4, 4) if two => strip.tile::<I, K, 2, 2, 4>(isa, at),
+                    (STREAMS, 1) if two => strip.tile::<I, K, { STREAMS / 4 }, 4, 1>(isa, at),
+                    (STREAMS, 1) => strip.tile::<I, K, STREAMS, 1, 1>(isa, at),
                     _ => unreachable!("no tile of {panels} panels × {tokens} tokens"),
                 }
                 panel += panels;
@@ -133,48 +155,59 @@ struct At<'a> {
 }
 
 impl Strip<'_> {
-    /// `P` panels times `N` tokens.
+    /// `G` times `P` panels times `N` tokens: all are read side by side, `P` of them are multiplied
+    /// together.
     #[inline(always)]
-    fn tile<I: Isa, K: Layout, const P: usize, const N: usize>(&self, isa: I, at: At<'_>) {
+    fn tile<I: Isa, K: Layout, const G: usize, const P: usize, const N: usize>(
+        &self,
+        isa: I,
+        at: At<'_>,
+    ) {
         let w = &self.w.shape;
         let panel_bytes = w.panel_bytes();
-        let panels = &self.w.data[at.panel * panel_bytes..(at.panel + P) * panel_bytes];
+        let panels = &self.w.data[at.panel * panel_bytes..(at.panel + G * P) * panel_bytes];
         assert_eq!(at.tile.len(), w.subs() * N * TOKEN_SUB);
-        let mut sums = [[isa.splat(0.0); N]; P];
+        let mut sums = [[[isa.splat(0.0); N]; P]; G];
         let (mut code, mut x) = (panels.as_ptr(), at.tile.as_ptr());
-        // Behind its end a panel's stream goes on in the next tile's, `P` panels further.
+        // Behind its end a panel's stream goes on in the next tile's, as many panels further.
         let near = panels.as_ptr().wrapping_add(panel_bytes.saturating_sub(AHEAD));
         for _ in 0..w.groups {
-            let ahead = if code < near { AHEAD } else { AHEAD + (P - 1) * panel_bytes };
+            let ahead = if code < near { AHEAD } else { AHEAD + (G * P - 1) * panel_bytes };
             // Once is enough: the tokens' other tiles find the panels in a cache.
             let ahead = if at.token == 0 { ahead } else { 0 };
             // SAFETY: `code` walks the groups of the first panel and `x` the sub-blocks of the
             // tile, whose lengths were checked above; the other panels lie `panel_bytes` apart.
             unsafe {
                 let head = code;
-                request::<I, P>(isa, (code, ahead), panel_bytes, K::Head::BYTES);
+                for g in 0..G {
+                    let from = (code.wrapping_add(g * P * panel_bytes), ahead);
+                    request::<I, P>(isa, from, panel_bytes, K::Head::BYTES);
+                }
                 code = code.add(K::Head::BYTES);
                 for index in 0..w.group {
-                    request::<I, P>(isa, (code, ahead), panel_bytes, K::Codes::BYTES);
-                    sub::<I, K, P, N>(isa, (head, index, code, panel_bytes), x, &mut sums);
+                    for g in 0..G {
+                        let by = g * P * panel_bytes;
+                        let from = (code.wrapping_add(by), ahead);
+                        request::<I, P>(isa, from, panel_bytes, K::Codes::BYTES);
+                        let from = (head.add(by), index, code.add(by), panel_bytes);
+                        sub::<I, K, P, N>(isa, from, x, &mut sums[g]);
+                    }
                     code = code.add(K::Codes::BYTES);
                     x = x.add(N * TOKEN_SUB);
                 }
             }
         }
-        if !K::Head::SCALES {
-            for p in 0..P {
+        for (p, sums) in sums.as_flattened_mut().iter_mut().enumerate() {
+            if !K::Head::SCALES {
                 let at = p * panel_bytes + w.groups * w.group_bytes();
                 let (scale, _) = panels[at..].split_first_chunk().expect("the tail of a panel");
                 let scale = isa.load_f32(scale);
                 for n in 0..N {
-                    sums[p][n] = isa.mul(sums[p][n], scale);
+                    sums[n] = isa.mul(sums[n], scale);
                 }
             }
-        }
-        for n in 0..N {
-            for p in 0..P {
-                store_rows(isa, sums[p][n], w.rows, at.panel + p, at.token + n, &self.out);
+            for n in 0..N {
+                store_rows(isa, sums[n], w.rows, at.panel + p, at.token + n, &self.out);
             }
         }
     }
