@@ -113,14 +113,14 @@ impl<'a> Page<'a> {
         Self { ahead: &[], ..self }
     }
 
-    /// Asks for `len` bytes of what comes, from `at` on.
+    /// Asks for `len` bytes of what comes, from `at` on: where `len` is known, an instruction or two.
     #[inline(always)]
     pub(super) fn prefetch<I: Isa>(&self, isa: I, at: usize, len: usize) {
         /// What one prefetch brings.
         const LINE: usize = 64;
         if !self.ahead.is_empty() {
-            for line in (at.next_multiple_of(LINE)..at + len).step_by(LINE) {
-                isa.prefetch(self.ahead.as_ptr().wrapping_add(line));
+            for line in (0..len).step_by(LINE) {
+                isa.prefetch(self.ahead.as_ptr().wrapping_add(at + line));
             }
         }
     }
