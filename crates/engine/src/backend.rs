@@ -53,6 +53,17 @@ pub trait Backend: Send + Sync + 'static {
     /// `out[t, rows] = x[t, cols] · wᵀ (+ bias)`
     fn matmul(&self, op: MatMul<'_, Self>, x: &Self::Buffer, out: &mut Self::Buffer);
 
+    /// The same of several weights with the same inputs, as one operation where a device can.
+    fn matmuls(&self, of: &mut [(MatMul<'_, Self>, &mut Self::Buffer)], x: &Self::Buffer) {
+        for (op, out) in of {
+            self.matmul(*op, x, out);
+        }
+    }
+
+    /// Says what the product after the next will be made with, so that it can be fetched while
+    /// there is time.
+    fn foresee(&self, _tokens: usize, _weights: &[&Self::Weight]) {}
+
     /// Root-mean-square norm of rows of the weight's length: `out[row] = norm(x[row])`.
     fn norm(&self, norm: NormOf<'_, Self>, rows: usize, x: &Self::Buffer, out: &mut Self::Buffer);
 
@@ -134,6 +145,14 @@ pub struct MatMul<'a, B: Backend + ?Sized> {
     pub tokens: usize,
     pub weight: &'a B::Weight,
     pub bias: Option<&'a B::Vector>,
+}
+
+// Not derived, which would ask the same of the backend.
+impl<B: Backend + ?Sized> Copy for MatMul<'_, B> {}
+impl<B: Backend + ?Sized> Clone for MatMul<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
 }
 
 /// A norm and its numbers.

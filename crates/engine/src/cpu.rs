@@ -158,6 +158,14 @@ impl Cpu {
     }
 }
 
+/// The matrix of a weight that is multiplied with.
+fn multiplied(weight: &CpuWeight) -> &Matrix {
+    let Some(matrix) = weight.matrix() else {
+        unreachable!("a table is never multiplied with: the executor asks for its use");
+    };
+    matrix
+}
+
 /// A head's width as the cache holds it.
 fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(HEAD_MULTIPLE)
@@ -254,21 +262,45 @@ impl Backend for Cpu {
     }
 
     fn matmul(&self, op: MatMul<'_, Self>, x: &Vec<f32>, out: &mut Vec<f32>) {
-        let Some(weight) = op.weight.matrix() else {
-            unreachable!("a table is never multiplied with: the executor asks for its use");
-        };
-        let (tokens, rows) = (op.tokens, weight.rows());
-        let out = &mut out[..tokens * rows];
-        lathe_kernels::matmul(&self.pool, &x[..tokens * weight.cols()], tokens, weight, out);
-        if let CpuWeight::Streamed { source, .. } = op.weight {
-            lathe_files::release(source);
+        self.matmuls(&mut [(op, out)], x);
+    }
+
+    fn matmuls(&self, of: &mut [(MatMul<'_, Self>, &mut Vec<f32>)], x: &Vec<f32>) {
+        // What memory has no room for is let go before the next is read.
+        if of.len() > 1 && of.iter().any(|(op, _)| self.is_streamed(op.weight)) {
+            return of.iter_mut().for_each(|(op, out)| self.matmul(*op, x, out));
         }
-        if let Some(bias) = op.bias {
-            for row in out.chunks_exact_mut(rows) {
-                row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        let Some((MatMul { tokens, weight, .. }, _)) = of.first() else { return };
+        let (tokens, cols) = (*tokens, multiplied(weight).cols());
+        let mut products: Vec<(&Matrix, &mut [f32])> = of
+            .iter_mut()
+            .map(|(op, out)| (multiplied(op.weight), out))
+            .map(|(weight, out)| (weight, &mut out[..tokens * weight.rows()]))
+            .collect();
+        lathe_kernels::matmuls(&self.pool, &x[..tokens * cols], tokens, &mut products);
+        for (op, out) in of {
+            if let CpuWeight::Streamed { source, .. } = op.weight {
+                lathe_files::release(source);
             }
+            let rows = multiplied(op.weight).rows();
+            let out = &mut out[..tokens * rows];
+            if let Some(bias) = op.bias {
+                for row in out.chunks_exact_mut(rows) {
+                    row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+                }
+            }
+            self.settle(out);
         }
-        self.settle(out);
+    }
+
+    fn foresee(&self, tokens: usize, weights: &[&CpuWeight]) {
+        let resident = weights.iter().map(|weight| match weight {
+            CpuWeight::Matrix(matrix) => Some(matrix),
+            CpuWeight::Table(_) | CpuWeight::Streamed { .. } => None,
+        });
+        if let Some(matrices) = resident.collect::<Option<Vec<_>>>() {
+            lathe_kernels::foresee(&self.pool, tokens, &matrices);
+        }
     }
 
     fn norm(&self, norm: NormOf<'_, Self>, rows: usize, x: &Vec<f32>, out: &mut Vec<f32>) {

@@ -349,6 +349,7 @@ impl<B: Backend> Executor<B> {
             self.spec.embed_scale,
             &mut buffers.x,
         );
+        let head = self.network.head.as_ref().unwrap_or(&self.network.embed);
         for (index, layer) in self.spec.layers.iter().enumerate() {
             let weights = &self.network.layers[index];
             let steps = Steps { backend: &self.backend, width: self.spec.width, layer };
@@ -356,6 +357,7 @@ impl<B: Backend> Executor<B> {
             let angles = &angles[self.rope_of[index]];
             let place = Place { layer: index, tokens, spans: &spans, angles };
             steps.mixer_input(tokens, &weights.before_mixer, buffers);
+            self.backend.foresee(tokens, &[&weights.mixer_out.out.weight]);
             steps.project(&place, &weights.mixer_in, cache, buffers);
             if last && pass.wanted.is_empty() {
                 continue;
@@ -363,15 +365,18 @@ impl<B: Backend> Executor<B> {
             steps.attend(&place, cache, buffers);
             // What follows the last mixer is for the wanted rows only.
             let rows = if last { self.keep_wanted(pass, layer, buffers) } else { tokens };
+            self.backend.foresee(rows, &weights.mlp_in.weights());
             steps.mixer_output(rows, &weights.mixer_out, buffers);
             steps.mlp_input(rows, &weights.before_mlp, buffers);
-            steps.mlp(rows, &weights.mlp_in, &weights.mlp_out, buffers);
+            let next = self.network.layers.get(index + 1);
+            let next = next.map_or(vec![head], |next| next.mixer_in.weights().to_vec());
+            steps.mlp(rows, &weights.mlp_in, &weights.mlp_out, &next, buffers);
         }
         let head = Head {
             backend: &self.backend,
             spec: &self.spec,
             norm: &self.network.final_norm,
-            weight: self.network.head.as_ref().unwrap_or(&self.network.embed),
+            weight: head,
         };
         head.logits(pass.wanted.len(), buffers, logits);
     }

@@ -88,9 +88,8 @@ impl<B: Backend> Steps<'_, B> {
         let attention = self.layer.attention();
         let &Attention { heads, kv_heads, head_dim, .. } = attention;
         let tokens = place.tokens;
-        self.linear(tokens, &weights.q, normed, q);
-        self.linear(tokens, &weights.k, normed, k);
-        self.linear(tokens, &weights.v, normed, v);
+        let linears = [(&weights.q, &mut *q), (&weights.k, &mut *k), (&weights.v, &mut *v)];
+        self.linears(tokens, linears, normed);
         if let Some(norm) = &attention.qk_norm {
             let (norm, q_runs, k_runs) = match norm {
                 QkNorm::Head(norm) => (norm, heads, kv_heads),
@@ -146,18 +145,21 @@ impl<B: Backend> Steps<'_, B> {
     }
 
     /// From what `mlp_input` gave through the perceptron, or the experts that each token is sent
-    /// to, back to the residual stream.
+    /// to, back to the residual stream. `next` is multiplied with after that, with as many tokens.
     pub(crate) fn mlp(
         &self,
         rows: usize,
         input: &MlpIn<B>,
         output: &MlpOut<B>,
+        next: &[&B::Weight],
         buffers: &mut Buffers<B>,
     ) {
         match (&self.layer.mlp, input, &output.down) {
             (Mlp::Gated { act, .. }, MlpIn::Gated(weights), Down::Gated(down)) => {
                 let Buffers { normed, gate, up, branch, .. } = buffers;
+                self.backend.foresee(rows, &[&down.weight]);
                 self.gate(rows, *act, weights, (normed, gate, up));
+                self.backend.foresee(rows, next);
                 self.linear(rows, down, gate, branch);
             }
             (
@@ -190,8 +192,7 @@ impl<B: Backend> Steps<'_, B> {
         weights: &GateUp<B>,
         (x, gate, up): (&B::Buffer, &mut B::Buffer, &mut B::Buffer),
     ) {
-        self.linear(rows, &weights.gate, x, gate);
-        self.linear(rows, &weights.up, x, up);
+        self.linears(rows, [(&weights.gate, &mut *gate), (&weights.up, &mut *up)], x);
         let width = self.backend.rows(&weights.gate.weight);
         self.backend.gated(act, rows * width, gate, up);
     }
@@ -282,8 +283,20 @@ impl<B: Backend> Steps<'_, B> {
         x: &B::Buffer,
         out: &mut B::Buffer,
     ) {
-        let op = MatMul { tokens, weight: &linear.weight, bias: linear.bias.as_ref() };
-        self.backend.matmul(op, x, out);
+        self.linears(tokens, [(linear, out)], x);
+    }
+
+    /// Several, all of the same inputs.
+    fn linears<const N: usize>(
+        &self,
+        tokens: usize,
+        of: [(&Linear<B>, &mut B::Buffer); N],
+        x: &B::Buffer,
+    ) {
+        let mut of = of.map(|(Linear { weight, bias }, out)| {
+            (MatMul { tokens, weight, bias: bias.as_ref() }, out)
+        });
+        self.backend.matmuls(&mut of, x);
     }
 }
 

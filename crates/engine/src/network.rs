@@ -40,6 +40,13 @@ pub(crate) struct MixerIn<B: Backend> {
     pub(crate) k_norm: Option<B::Vector>,
 }
 
+impl<B: Backend> MixerIn<B> {
+    /// The matrices, all of which multiply the same inputs.
+    pub(crate) fn weights(&self) -> [&B::Weight; 3] {
+        [&self.q, &self.k, &self.v].map(|linear| &linear.weight)
+    }
+}
+
 /// From what attention mixed back to the residual stream.
 pub(crate) struct MixerOut<B: Backend> {
     pub(crate) out: Linear<B>,
@@ -50,6 +57,16 @@ pub(crate) struct MixerOut<B: Backend> {
 pub(crate) enum MlpIn<B: Backend> {
     Gated(GateUp<B>),
     Experts { router: Router<B>, experts: Vec<GateUp<B>>, shared: Option<GateUp<B>> },
+}
+
+impl<B: Backend> MlpIn<B> {
+    /// The matrices that multiply every token's inputs, which are those of no expert.
+    pub(crate) fn weights(&self) -> Vec<&B::Weight> {
+        match self {
+            Self::Gated(GateUp { gate, up }) => vec![&gate.weight, &up.weight],
+            Self::Experts { .. } => Vec::new(),
+        }
+    }
 }
 
 /// What decides where a token goes.

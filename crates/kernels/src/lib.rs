@@ -24,6 +24,7 @@ mod peaks;
 mod pool;
 mod rope;
 mod rowwise;
+mod tasks;
 mod tiles;
 
 pub use attention::{Attention, attention};
@@ -33,7 +34,7 @@ pub use gram::Gram;
 pub use inputs::Inputs;
 pub use kv::{KvPages, KvShape, PAGE_TOKENS, Span};
 pub use lathe_formats::KvType;
-pub use matmul::matmul;
+pub use matmul::{foresee, matmul, matmuls};
 pub use matrix::{Matrix, Precision};
 pub use memory::use_huge_pages;
 pub use norm::{Norm, rms_norm, rms_norm_in_place};

@@ -247,11 +247,64 @@ impl Matrix {
                 });
             }
             Store::Rows { blocks, halves: true, .. } => {
-                halves::matmul(pool, (x, None), t, blocks, out);
+                halves::matmul(pool, (x, None), t, &mut [(blocks, out)]);
             }
             Store::Panels(panels) => panels.matmul(pool, x, t, Precision::Fast, out),
             store => store.exact(pool, x, t, out),
         }
+    }
+
+    /// The products of the same inputs with several matrices: together where they are alike, which
+    /// spares roundings and waits.
+    pub(crate) fn products(pool: &Pool, x: &[f32], t: usize, of: &mut [(&Self, &mut [f32])]) {
+        let panels = of.iter_mut().map(|(w, out)| Some((w.plain_panels()?, &mut **out)));
+        if let Some(mut panels) = panels.collect::<Option<Vec<_>>>() {
+            return Panels::matmuls(pool, x, t, &mut panels);
+        }
+        let format = of.first().map(|(w, _)| w.format());
+        let halves = of.iter_mut().map(|(w, out)| {
+            let alike = w.plain_halves().filter(|_| Some(w.format()) == format);
+            Some((alike?, &mut **out))
+        });
+        if let Some(mut halves) = halves.collect::<Option<Vec<_>>>() {
+            return halves::matmul(pool, (x, None), t, &mut halves);
+        }
+        for (w, out) in of {
+            w.product(pool, x, t, out);
+        }
+    }
+
+    /// Where a thread begins to read in [`Matrix::products`] with `t` tokens, where that is known.
+    pub(crate) fn begin(pool: &Pool, of: &[&Self], t: usize, thread: usize) -> Option<*const u8> {
+        let panels = of.iter().map(|w| w.plain_panels()).collect::<Option<Vec<_>>>();
+        if let Some(panels) = panels {
+            return Panels::begin(pool, &panels, t, thread);
+        }
+        let halves = of.iter().map(|w| w.plain_halves()).collect::<Option<Vec<_>>>();
+        halves::begin(pool, &halves?, thread)
+    }
+
+    /// Panels that are multiplied with inputs as they come.
+    fn plain_panels(&self) -> Option<&Panels> {
+        match &self.store {
+            Store::Panels(panels) if self.is_plain() => Some(panels),
+            _ => None,
+        }
+    }
+
+    /// Weights of sixteen bits or fewer, as they lie, that are multiplied with inputs as they come.
+    fn plain_halves(&self) -> Option<&Blocks> {
+        match &self.store {
+            Store::Rows { blocks, halves: true, packs: false, .. } if self.is_plain() => {
+                Some(blocks)
+            }
+            _ => None,
+        }
+    }
+
+    fn is_plain(&self) -> bool {
+        let fast = self.precision == Precision::Fast;
+        fast && self.inputs == Inputs::Own && self.order.is_none()
     }
 
     /// A product whose inputs have a scheme: on the codes where both are integers.
@@ -272,7 +325,8 @@ impl Matrix {
             Store::Rows { blocks, halves: true, .. }
                 if self.precision == Precision::Fast && self.inputs.is_scaled() =>
             {
-                halves::matmul(pool, (&rounded.x, Some(&rounded.scales)), t, blocks, out);
+                let x = (&rounded.x[..], Some(&rounded.scales[..]));
+                halves::matmul(pool, x, t, &mut [(blocks, out)]);
             }
             store => store.exact(pool, &rounded.whole(self.cols), t, out),
         }

@@ -1,23 +1,32 @@
 use std::{
     any::Any,
     cell::UnsafeCell,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    ptr::null_mut,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle, Thread},
 };
+
+use lathe_simd::{Isa, Op};
 
 /// How many times a waiting thread looks before it sleeps: some 50 µs, longer than the gaps
 /// between the operations of one token and shorter than the pause before the next request.
 const SPINS: u32 = 4_000;
 
+/// Bytes of what is read next that a waiting thread asks for: a part of its second-level cache.
+const FORESEEN: usize = 512 << 10;
+
 /// Threads that share the tasks of one operation at a time.
 ///
-/// The caller works too. Which thread runs a task is left to chance, so tasks must not depend on
-/// it. Nothing is allocated per call; workers spin briefly for the next call and then sleep, and so
-/// does the caller where it waits for the last of them.
+/// The caller works too. Each thread has a run of neighbouring tasks before it, so that memory is
+/// read on and on, and takes from the ends of others' when it is through. Which thread runs a task
+/// is left to chance, so tasks must not depend on it. Nothing is allocated per call; workers spin
+/// briefly for the next call, asking for the memory that it will read where that is known
+/// ([`Pool::foresee`]), and then sleep, and so does the caller where it waits for the last of them.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -34,8 +43,8 @@ const ACTIVE: u64 = AWAITED - 1;
 struct Shared {
     gate: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    /// The next task to take.
-    next: AtomicUsize,
+    /// Of each thread, the caller first.
+    lanes: Vec<Lane>,
     sleeping: Vec<AtomicBool>,
     /// Who slept last in [`Pool::close`].
     caller: Mutex<Option<Thread>>,
@@ -53,8 +62,43 @@ unsafe impl Send for Shared {}
 #[derive(Clone, Copy)]
 struct Job {
     run: *const (dyn Fn(usize) + Sync),
-    tasks: usize,
 }
+
+/// What one thread has before it, on cache lines of its own: others rarely touch it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Lane {
+    /// Tasks that nobody has taken: `first << 32 | end`.
+    tasks: AtomicU64,
+    /// Where its part of what is read next begins; null where that is not known.
+    next: AtomicPtr<u8>,
+    /// What `next` is to become with the next call.
+    after: AtomicPtr<u8>,
+}
+
+impl Lane {
+    fn deal(&self, tasks: Range<u64>) {
+        self.tasks.store(tasks.start << 32 | tasks.end, Ordering::Relaxed);
+    }
+
+    fn left(&self) -> u64 {
+        let tasks = self.tasks.load(Ordering::Relaxed);
+        (tasks & TASKS).saturating_sub(tasks >> 32)
+    }
+
+    /// The first task, or for another thread the last one.
+    fn take(&self, own: bool) -> Option<usize> {
+        let rest = |tasks: u64| {
+            let some = tasks >> 32 < tasks & TASKS;
+            some.then(|| if own { tasks + (1 << 32) } else { tasks - 1 })
+        };
+        let before = self.tasks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).ok()?;
+        Some(if own { before >> 32 } else { (before & TASKS) - 1 } as usize)
+    }
+}
+
+/// The end of a lane's tasks.
+const TASKS: u64 = u32::MAX as u64;
 
 impl Pool {
     /// A pool of `threads` threads, the caller's included; at least one.
@@ -63,7 +107,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            lanes: (0..=helpers).map(|_| Lane::default()).collect(),
             sleeping: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
             caller: Mutex::new(None),
             panic: Mutex::new(None),
@@ -95,8 +139,9 @@ impl Pool {
         let Ok(guard) = self.busy.try_lock() else {
             return (0..tasks).for_each(f);
         };
+        assert!(tasks as u64 <= TASKS, "{tasks} tasks");
         self.open(tasks, f);
-        let own = catch_unwind(AssertUnwindSafe(|| self.shared.take_tasks(f, tasks)));
+        let own = catch_unwind(AssertUnwindSafe(|| self.shared.take_tasks(f, 0)));
         self.close();
         drop(guard);
         let theirs = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -108,6 +153,20 @@ impl Pool {
         }
     }
 
+    /// Says what memory the call after the next reads: each thread from a place of its own on.
+    /// Threads that wait for that call ask for it, which changes nothing but the time it takes.
+    pub(crate) fn foresee(&self, place: impl Fn(usize) -> *const u8) {
+        for (thread, lane) in self.shared.lanes.iter().enumerate() {
+            lane.after.store(place(thread).cast_mut(), Ordering::Relaxed);
+        }
+    }
+
+    /// The first task of a thread's own, of so many; the end of all for a thread that there is not.
+    pub(crate) fn first_of(&self, thread: usize, tasks: usize) -> usize {
+        let threads = self.threads();
+        (thread.min(threads) as u64 * tasks as u64 / threads as u64) as usize
+    }
+
     fn open(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
         let shared = &*self.shared;
         let run: *const (dyn Fn(usize) + Sync) = f;
@@ -117,8 +176,14 @@ impl Pool {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(run)
         };
         // SAFETY: the gate is closed and no worker is active (`close` waited), and `busy` is held.
-        unsafe { *shared.job.get() = Some(Job { run, tasks }) };
-        shared.next.store(0, Ordering::Relaxed);
+        unsafe { *shared.job.get() = Some(Job { run }) };
+        for (thread, lane) in shared.lanes.iter().enumerate() {
+            lane.deal(self.first_of(thread, tasks) as u64..self.first_of(thread + 1, tasks) as u64);
+            let after = lane.after.swap(null_mut(), Ordering::Relaxed);
+            if !after.is_null() {
+                lane.next.store(after, Ordering::Relaxed);
+            }
+        }
         let generation = (shared.gate.load(Ordering::Relaxed) >> 32).wrapping_add(1);
         // SeqCst here and in `rest`: either the worker sees the open gate or we see it sleeping.
         shared.gate.store(generation << 32 | OPEN, Ordering::SeqCst);
@@ -134,11 +199,12 @@ impl Pool {
     fn close(&self) {
         let gate = &self.shared.gate;
         gate.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut ahead = Foresight::default();
         for _ in 0..SPINS {
             if gate.load(Ordering::Acquire) & ACTIVE == 0 {
                 return;
             }
-            std::hint::spin_loop();
+            ahead.wait(&self.shared.lanes[0]);
         }
         let own = thread::current();
         *self.shared.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(own);
@@ -165,12 +231,14 @@ impl Shared {
     fn work(&self, index: usize) {
         let mut last = 0;
         let mut spins = 0;
+        let mut ahead = Foresight::default();
+        let lane = &self.lanes[index + 1];
         while !self.stop.load(Ordering::Relaxed) {
             let gate = self.gate.load(Ordering::Acquire);
             if gate & OPEN == 0 || gate >> 32 == last {
                 spins += 1;
                 if spins < SPINS {
-                    std::hint::spin_loop();
+                    ahead.wait(lane);
                 } else {
                     self.rest(index, last);
                     spins = 0;
@@ -186,7 +254,7 @@ impl Shared {
             if entered.is_ok() {
                 last = gate >> 32;
                 spins = 0;
-                self.help();
+                self.help(index + 1);
                 self.leave();
             }
         }
@@ -203,24 +271,28 @@ impl Shared {
         }
     }
 
-    fn help(&self) {
+    fn help(&self, thread: usize) {
         // SAFETY: this worker is active, so the job is not being written.
-        let Some(Job { run, tasks }) = (unsafe { *self.job.get() }) else { return };
+        let Some(Job { run }) = (unsafe { *self.job.get() }) else { return };
         // SAFETY: the caller stays in `Pool::run`, which borrows the function, until no worker is
         // active.
         let f = unsafe { &*run };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_tasks(f, tasks))) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take_tasks(f, thread))) {
             *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
         }
     }
 
-    fn take_tasks(&self, f: &(dyn Fn(usize) + Sync), tasks: usize) {
-        loop {
-            let task = self.next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                return;
-            }
+    /// A thread's own tasks, and then the last of whoever has most left.
+    fn take_tasks(&self, f: &(dyn Fn(usize) + Sync), thread: usize) {
+        while let Some(task) = self.lanes[thread].take(true) {
             f(task);
+        }
+        while let Some(most) = self.lanes.iter().max_by_key(|lane| lane.left())
+            && most.left() > 0
+        {
+            if let Some(task) = most.take(false) {
+                f(task);
+            }
         }
     }
 
@@ -243,8 +315,48 @@ impl Shared {
     }
 }
 
+/// Asks for what is read next, a little at a time.
+#[derive(Default)]
+struct Foresight {
+    from: *const u8,
+    asked: usize,
+}
+
+impl Foresight {
+    /// A moment of waiting.
+    fn wait(&mut self, lane: &Lane) {
+        let from: *const u8 = lane.next.load(Ordering::Relaxed);
+        if from != self.from {
+            *self = Self { from, asked: 0 };
+        }
+        if from.is_null() || self.asked >= FORESEEN {
+            return std::hint::spin_loop();
+        }
+        lathe_simd::run(Ask(from.wrapping_add(self.asked)));
+        self.asked += ASKED;
+    }
+}
+
+/// Bytes that a waiting thread asks for before it looks again.
+const ASKED: usize = 512;
+
+struct Ask(*const u8);
+
+impl Op for Ask {
+    type Out = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        const LINE: usize = 64;
+        for line in (0..ASKED).step_by(LINE) {
+            isa.prefetch(self.0.wrapping_add(line));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     fn counts(pool: &Pool, tasks: usize) -> Vec<usize> {
@@ -263,6 +375,36 @@ mod tests {
             for round in 0..2_000 {
                 let tasks = round % 17;
                 assert_eq!(counts(&pool, tasks), vec![1; tasks], "{threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_that_is_held_up_leaves_its_tasks_to_the_others() {
+        let pool = Pool::new(2);
+        for held in [0, 9] {
+            let done = AtomicUsize::new(0);
+            // Ends only if somebody else runs what lies behind the task that waits.
+            pool.run(10, &|task| {
+                while task == held && done.load(Ordering::Relaxed) < 9 {
+                    thread::yield_now();
+                }
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(done.into_inner(), 10);
+        }
+    }
+
+    #[test]
+    fn what_is_foreseen_is_read_by_nobody_but_asked_for() {
+        let pool = Pool::new(2);
+        let memory = vec![0u8; 1 << 16];
+        // Places that there are, that there are not, and none.
+        for place in [memory.as_ptr(), 64 as *const u8, std::ptr::null()] {
+            pool.foresee(|_| place);
+            for tasks in [7, 1, 3] {
+                assert_eq!(counts(&pool, tasks), vec![1; tasks]);
+                thread::sleep(std::time::Duration::from_micros(200));
             }
         }
     }

@@ -31,7 +31,8 @@ use crate::{
     Pool,
     memory::Room,
     output::Output,
-    tiles::{TASK_BYTES, task_rows},
+    tasks::Tasks,
+    tiles::{ROWS, TASK_BYTES, task_rows},
 };
 
 /// Columns of a step.
@@ -187,67 +188,100 @@ fn are_bf16(halves: &[u8]) -> bool {
         .all(|part| !part.as_chunks::<2>().0.iter().fold(false, |any, half| any | inexact(half)))
 }
 
-/// The product with `w`, whose format is one of those that [`takes`] names.
-pub(crate) fn matmul(pool: &Pool, x: Scaled<'_>, t: usize, w: &Blocks, out: &mut [f32]) {
+/// A matrix and where its product goes.
+pub(crate) type Product<'a, 'b> = (&'a Blocks, &'b mut [f32]);
+
+/// The products with some matrices of as many columns, in one of the formats that [`takes`] names.
+pub(crate) fn matmul(pool: &Pool, x: Scaled<'_>, t: usize, of: &mut [Product<'_, '_>]) {
     thread_local! {
         static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
     // Taken out of its cell meanwhile: a task may call in again on this thread.
     let mut room = ROOM.take();
-    let stride = stride(w.cols);
+    let cols = of.first().map_or(0, |(w, _)| w.cols);
+    let stride = stride(cols);
     if room.len() < t * stride {
         room.resize(t * stride, 0);
     }
     let rounded = Output::new(&mut room[..t * stride]);
     pool.run(t.div_ceil(ROUNDED), &|task| {
         for token in task * ROUNDED..t.min((task + 1) * ROUNDED) {
-            let from = &x.0[token * w.cols..][..w.cols];
+            let from = &x.0[token * cols..][..cols];
             let scale = x.1.map(|scales| scales[token]);
             // SAFETY: a token is one task's alone.
             let to = unsafe { rounded.part(token * stride, stride) };
             lathe_simd::run(Round { from, scale, to });
         }
     });
-    let inputs = &room[..t * stride];
+    let inputs = Inputs { bytes: &room[..t * stride], stride, scales: x.1, t };
     if lathe_simd::run(tiled::Here) {
-        tiled::matmul(pool, (inputs, stride, x.1), t, w, out);
-        ROOM.set(room);
-        return;
-    }
-    if t > FEW && lathe_simd::run(Wide) {
-        panels::matmul(pool, (inputs, stride, x.1), t, w, out);
-        ROOM.set(room);
-        return;
-    }
-    let row_bytes = w.format.row_bytes(w.cols);
-    let per_task = task_rows(w.rows, row_bytes, pool.threads());
-    let side = w.side.first_chunk().map(|scale| f32::from_le_bytes(*scale));
-    let out = Output::new(out);
-    pool.run(w.rows.div_ceil(per_task), &|task| {
-        let first = task * per_task;
-        let count = per_task.min(w.rows - first);
-        let weights = &w.data[first * row_bytes..][..count * row_bytes];
-        let strip = Strip {
-            weights,
-            row_bytes,
-            side,
-            cols: w.cols,
-            inputs,
-            stride,
-            scales: x.1,
-            t,
-            place: (first, count, w.rows),
-            out,
-        };
-        match w.format.name() {
+        tiled::matmul(pool, inputs, of);
+    } else if t > FEW && lathe_simd::run(Wide) {
+        of.iter_mut().for_each(|(w, out)| panels::matmul(pool, inputs, w, out));
+    } else {
+        in_strips(pool, inputs, of, ROWS, &|format, strip| match format {
             "bf16" => lathe_simd::run(rows::Product::<Bf16>::new(strip)),
             "f16" if t <= FEW => lathe_simd::run(rows::Product::<F16>::new(strip)),
             "f16" => strip.widened::<F16>(),
             _ if t <= FEW => lathe_simd::run(rows::Product::<E4m3>::new(strip)),
             _ => strip.widened::<E4m3>(),
-        }
-    });
+        });
+    }
     ROOM.set(room);
+}
+
+/// Runs the products strip by strip, of a multiple of so many rows; `product` gets the format too.
+fn in_strips(
+    pool: &Pool,
+    inputs: Inputs<'_>,
+    of: &mut [Product<'_, '_>],
+    multiple: usize,
+    product: &(dyn Fn(&str, Strip<'_>) + Sync),
+) {
+    let rows: Vec<_> = of.iter().map(|(w, _)| strip_rows(w, pool, multiple)).collect();
+    let of: Vec<_> = of.iter_mut().map(|(w, out)| (*w, Output::new(out))).collect();
+    tasks(of.iter().map(|(w, _)| *w), &rows).run(pool, &|matrix, task| {
+        let ((w, out), per_task) = (of[matrix], rows[matrix]);
+        let row_bytes = w.format.row_bytes(w.cols);
+        let first = task * per_task;
+        let count = per_task.min(w.rows - first);
+        let weights = &w.data[first * row_bytes..][..count * row_bytes];
+        let side = w.side.first_chunk().map(|scale| f32::from_le_bytes(*scale));
+        let place = (first, count, w.rows);
+        product(
+            w.format.name(),
+            Strip { weights, row_bytes, side, cols: w.cols, inputs, place, out },
+        );
+    });
+}
+
+/// Where a thread begins to read in the products of these matrices, few tokens given.
+pub(crate) fn begin(pool: &Pool, of: &[&Blocks], thread: usize) -> Option<*const u8> {
+    let multiple = if lathe_simd::run(tiled::Here) { tiled::ROWS } else { ROWS };
+    let rows: Vec<_> = of.iter().map(|w| strip_rows(w, pool, multiple)).collect();
+    let (matrix, task) = tasks(of.iter().copied(), &rows).first_of(pool, thread)?;
+    let w = of[matrix];
+    Some(w.data[task * rows[matrix] * w.format.row_bytes(w.cols)..].as_ptr())
+}
+
+fn tasks<'a>(of: impl Iterator<Item = &'a Blocks>, rows_per_task: &[usize]) -> Tasks {
+    Tasks::new(of.zip(rows_per_task).map(|(w, rows)| w.rows.div_ceil(*rows)))
+}
+
+/// Rows of a strip.
+fn strip_rows(w: &Blocks, pool: &Pool, multiple: usize) -> usize {
+    task_rows(w.rows, w.format.row_bytes(w.cols), pool.threads()).next_multiple_of(multiple)
+}
+
+/// Inputs that are rounded already.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    bytes: &'a [u8],
+    /// Bytes of a token's.
+    stride: usize,
+    /// Of tokens.
+    scales: Option<&'a [f32]>,
+    t: usize,
 }
 
 /// Bytes from one token's inputs to the next: an odd number of cache lines, since those of a tile
@@ -348,11 +382,7 @@ struct Strip<'a> {
     /// The scale of all weights; without it, a row of codes has its own behind it.
     side: Option<f32>,
     cols: usize,
-    inputs: &'a [u8],
-    /// Bytes of a token's inputs.
-    stride: usize,
-    scales: Option<&'a [f32]>,
-    t: usize,
+    inputs: Inputs<'a>,
     /// The first row, how many, and of how many.
     place: (usize, usize, usize),
     out: Output<'a, f32>,

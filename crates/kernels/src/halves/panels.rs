@@ -11,7 +11,7 @@ use std::{cell::RefCell, marker::PhantomData};
 use lathe_formats::Blocks;
 use lathe_simd::{Isa, LANES, Op};
 
-use super::{Bf16, E4m3, F16, STEP, TASK_BYTES, Weight, number};
+use super::{Bf16, E4m3, F16, Inputs, STEP, TASK_BYTES, Weight, number};
 use crate::{Pool, output::Output};
 
 /// Panels that are multiplied together.
@@ -72,13 +72,8 @@ impl Shape {
 }
 
 /// The product with inputs that are rounded already: `[T, stride]` bytes and scales of tokens.
-pub(super) fn matmul(
-    pool: &Pool,
-    (inputs, stride, scales): (&[u8], usize, Option<&[f32]>),
-    t: usize,
-    w: &Blocks,
-    out: &mut [f32],
-) {
+pub(super) fn matmul(pool: &Pool, inputs: Inputs<'_>, w: &Blocks, out: &mut [f32]) {
+    let Inputs { bytes: inputs, stride, scales, t } = inputs;
     thread_local! {
         static TILES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }

@@ -36,7 +36,7 @@ impl<W: Weight> Op for Product<'_, W> {
     type Out = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let (tokens, rows) = (self.strip.t, self.strip.place.1);
+        let (tokens, rows) = (self.strip.inputs.t, self.strip.place.1);
         let wide = I::REGISTERS >= 32;
         let most = if wide { 8 } else { 4 };
         let mut token = 0;
@@ -86,10 +86,10 @@ impl<W: Weight> Product<'_, W> {
     #[inline(always)]
     fn tile<I: Isa, const G: usize, const N: usize>(&self, isa: I, row: usize, token: usize) {
         let strip = &self.strip;
-        let (cols, row_bytes, stride) = (strip.cols, strip.row_bytes, strip.stride);
+        let (cols, row_bytes, stride) = (strip.cols, strip.row_bytes, strip.inputs.stride);
         let count = (G * ROWS).min(strip.place.1 - row);
         let weights = &strip.weights[row * row_bytes..(row + count) * row_bytes];
-        let inputs = &strip.inputs[token * stride..(token + N) * stride];
+        let inputs = &strip.inputs.bytes[token * stride..(token + N) * stride];
         assert!(
             cols * W::BYTES <= row_bytes && cols.div_ceil(STEP) * STEP * number::<I>() <= stride
         );
@@ -99,7 +99,7 @@ impl<W: Weight> Product<'_, W> {
         }
         // A single pass over the weights waits for memory. Behind its end a row's stream goes on in
         // the next tile's, as many rows further.
-        let streams = strip.t == N;
+        let streams = strip.inputs.t == N;
         let row_end = (cols * W::BYTES).saturating_sub(AHEAD);
         let mut sums = [[isa.splat(0.0); N]; G];
         let whole = cols / STEP * STEP;
@@ -147,7 +147,7 @@ impl<W: Weight> Product<'_, W> {
             let at = (token + n) * rows + first + row;
             // SAFETY: these rows are this task's alone.
             let out = unsafe { strip.out.part(at, count) };
-            let scale = strip.scales.map_or(1.0, |scales| scales[token + n]);
+            let scale = strip.inputs.scales.map_or(1.0, |scales| scales[token + n]);
             let mut four = [[0.0; ROWS]; G];
             for g in 0..G {
                 four[g] = isa.quarter_sums(sums[g][n]);

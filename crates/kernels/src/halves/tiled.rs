@@ -8,14 +8,13 @@
 
 use std::{cell::RefCell, marker::PhantomData, ops::Range};
 
-use lathe_formats::Blocks;
 use lathe_simd::{HalfRows, HalfSums, HalfTokens, Isa, LANES, Op};
 
-use super::{Bf16, E4m3, F16, STEP, Strip, Weight};
-use crate::{Pool, output::Output, tiles};
+use super::{Bf16, E4m3, F16, Inputs, STEP, Strip, Weight, in_strips};
+use crate::{Pool, output::Output};
 
 /// Rows that are multiplied together.
-const ROWS: usize = 2 * LANES;
+pub(super) const ROWS: usize = 2 * LANES;
 /// Bytes of a step of one row, or of sixteen rows' places for sums.
 const LINE: usize = 64;
 /// Bytes of a step of sixteen rows, or of sixteen tokens.
@@ -71,17 +70,13 @@ impl Tokens<'_> {
     }
 }
 
-/// The product with inputs that are rounded already: `[T, stride]` bytes and scales of tokens.
-pub(super) fn matmul(
-    pool: &Pool,
-    (inputs, stride, scales): (&[u8], usize, Option<&[f32]>),
-    t: usize,
-    w: &Blocks,
-    out: &mut [f32],
-) {
+/// The products with matrices of one format.
+pub(super) fn matmul(pool: &Pool, inputs: Inputs<'_>, of: &mut [super::Product<'_, '_>]) {
     thread_local! {
         static TILES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
+    let Some((w, _)) = of.first() else { return };
+    let Inputs { bytes: rounded, stride, t, .. } = inputs;
     let (steps, wide) = (w.cols.div_ceil(STEP), t.min(LANES));
     // Where steps are tiles as they lie, tiles are as fast for a single token, which lies as one does.
     let lies = w.format.name() == "bf16" && w.cols.is_multiple_of(STEP);
@@ -98,40 +93,19 @@ pub(super) fn matmul(
         // SAFETY: a tile is one task's alone.
         let to = unsafe { places.part(tile * bytes, bytes) };
         let tokens = wide.min(t - tile * wide);
-        let from = &inputs[tile * wide * stride..][..tokens * stride];
+        let from = &rounded[tile * wide * stride..][..tokens * stride];
         if alone {
             spread(from, to);
         } else {
             lathe_simd::run(Pack { from, stride, wide, steps, to });
         }
     });
-    let bytes = if tiles == 0 { inputs } else { &room[..tiles * bytes] };
+    let bytes = if tiles == 0 { rounded } else { &room[..tiles * bytes] };
     let tokens = Tokens { bytes, alone, wide, steps, t };
-    let row_bytes = w.format.row_bytes(w.cols);
-    let per_task = tiles::task_rows(w.rows, row_bytes, pool.threads()).next_multiple_of(ROWS);
-    let side = w.side.first_chunk().map(|scale| f32::from_le_bytes(*scale));
-    let out = Output::new(out);
-    pool.run(w.rows.div_ceil(per_task), &|task| {
-        let first = task * per_task;
-        let count = per_task.min(w.rows - first);
-        let weights = &w.data[first * row_bytes..][..count * row_bytes];
-        let strip = Strip {
-            weights,
-            row_bytes,
-            side,
-            cols: w.cols,
-            inputs,
-            stride,
-            scales,
-            t,
-            place: (first, count, w.rows),
-            out,
-        };
-        match w.format.name() {
-            "bf16" => lathe_simd::run(Product::<Bf16>(strip, tokens, PhantomData)),
-            "f16" => lathe_simd::run(Product::<F16>(strip, tokens, PhantomData)),
-            _ => lathe_simd::run(Product::<E4m3>(strip, tokens, PhantomData)),
-        }
+    in_strips(pool, inputs, of, ROWS, &|format, strip| match format {
+        "bf16" => lathe_simd::run(Product::<Bf16>(strip, tokens, PhantomData)),
+        "f16" => lathe_simd::run(Product::<F16>(strip, tokens, PhantomData)),
+        _ => lathe_simd::run(Product::<E4m3>(strip, tokens, PhantomData)),
     });
     TILES.set(room);
 }
@@ -265,7 +239,7 @@ impl<W: Weight> Product<'_, W> {
                     *own = strip.scale(weights, r, behind(strip.cols));
                 }
             }
-            let scale = strip.scales.map_or(1.0, |scales| scales[0]);
+            let scale = strip.inputs.scales.map_or(1.0, |scales| scales[0]);
             sums = isa.mul(isa.mul(sums, isa.splat(scale)), isa.load(&own));
             // SAFETY: these rows are this task's alone.
             put(isa, sums, unsafe { strip.out.part(strip.place.0 + row, count) });
@@ -373,7 +347,7 @@ impl<W: Weight> Product<'_, W> {
         }
         for (index, sums) in sums.0.iter().enumerate() {
             let token = token + index % 2 * wide;
-            let tokens = wide.min(strip.t.saturating_sub(token));
+            let tokens = wide.min(strip.inputs.t.saturating_sub(token));
             let row = rows.start + index / 2 * LANES;
             let count = LANES.min(rows.end.saturating_sub(row));
             if tokens == 0 || count == 0 {
@@ -397,7 +371,7 @@ impl<W: Weight> Product<'_, W> {
                 }
             }
             for n in 0..tokens {
-                let scale = strip.scales.map_or(1.0, |scales| scales[token + n]);
+                let scale = strip.inputs.scales.map_or(1.0, |scales| scales[token + n]);
                 let sum = isa.mul(isa.load_f32(&columns[n]), isa.splat(scale));
                 let sum = isa.mul(sum, isa.load(own));
                 // SAFETY: these rows are this task's alone.

@@ -1,6 +1,6 @@
 use lathe_simd::{Isa, LANES, Op};
 
-use super::{Kind, SUB};
+use super::{Kind, SUB, Shape};
 use crate::{Pool, output::Output};
 
 /// Inputs rounded to eight bits, in tiles of tokens.
@@ -10,11 +10,25 @@ use crate::{Pool, output::Output};
 /// correction for the zero of the codes: their sum times that zero as i32; where rows have offsets
 /// of their own the scaled sum as f32, or the plain one as i32 where there is a zero as well; where
 /// sub-blocks have two parts, the plain sum of each as i16.
+#[derive(Clone, Copy)]
 pub(super) struct Activations<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) subs: usize,
     pub(super) t: usize,
     pub(super) tile: usize,
+}
+
+/// What the rounding of inputs depends on: two matrices with the same share their inputs.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Rounding {
+    pub(super) subs: usize,
+    kind: Kind,
+}
+
+impl Rounding {
+    pub(super) fn of(shape: &Shape) -> Self {
+        Self { subs: shape.subs(), kind: shape.kind }
+    }
 }
 
 /// How many tokens a tile has at most, and what it is a multiple of where there are as many.
@@ -23,6 +37,9 @@ pub(super) struct Tiles {
     pub(super) most: usize,
     pub(super) of: usize,
 }
+
+/// Sub-blocks of single tokens that are worth a task of their own.
+const TASK: usize = 256;
 
 /// Bytes of one token's sub-block.
 pub(super) const TOKEN_SUB: usize = SUB + 8;
@@ -38,22 +55,28 @@ impl<'a> Activations<'a> {
     pub(super) fn quantize(
         pool: &Pool,
         (x, scales): (&[f32], Option<&[f32]>),
-        (t, subs, tiles): (usize, usize, Tiles),
-        kind: Kind,
+        (t, tiles): (usize, Tiles),
+        Rounding { subs, kind }: Rounding,
         room: &'a mut [u8],
     ) -> Self {
         let tile = t.div_ceil(t.div_ceil(tiles.most)).next_multiple_of(tiles.of);
         let token = subs * TOKEN_SUB;
         let cols = x.len() / t;
         let out = Output::new(room);
-        pool.run(t.div_ceil(tile), &|index| {
-            let first = index * tile;
-            let tokens = tile.min(t - first);
-            // SAFETY: tiles do not overlap.
-            let to = unsafe { out.part(first * token, tokens * token) };
+        // Few tiles are cut by columns, so that every thread has its share.
+        let tiles = t.div_ceil(tile);
+        let parts = (4 * pool.threads()).div_ceil(tiles);
+        let part = subs.div_ceil(parts).max(TASK.div_ceil(tile)).min(subs.max(1));
+        let parts = subs.div_ceil(part);
+        pool.run(tiles * parts, &|task| {
+            let (first, from) = (task / parts * tile, task % parts * part);
+            let (tokens, count) = (tile.min(t - first), part.min(subs - from));
+            let at = first * token + from * tokens * TOKEN_SUB;
+            // SAFETY: neither tiles nor their parts overlap.
+            let to = unsafe { out.part(at, count * tokens * TOKEN_SUB) };
             let x = &x[first * cols..(first + tokens) * cols];
             let scales = scales.map(|scales| &scales[first..first + tokens]);
-            lathe_simd::run(Quantize { x, scales, cols, tokens, kind, to });
+            lathe_simd::run(Quantize { x, from, scales, cols, tokens, kind, to });
         });
         Self { bytes: &room[..t * token], subs, t, tile }
     }
@@ -68,6 +91,8 @@ impl<'a> Activations<'a> {
 
 struct Quantize<'a> {
     x: &'a [f32],
+    /// The first sub-block.
+    from: usize,
     /// Of each token; by default each 32 columns have one of their own.
     scales: Option<&'a [f32]>,
     cols: usize,
@@ -81,34 +106,37 @@ impl Op for Quantize<'_> {
     type Out = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { x, scales: known, cols, tokens, kind, to } = self;
+        let Self { x, from: first, scales: known, cols, tokens, kind, to } = self;
         let (zero, fraction) = (kind.zero::<I>(), kind.fraction());
+        let (parts, offsets, biased) = (kind.parts(), kind.has_offsets(), kind.is_biased());
         for (s, sub) in to.chunks_exact_mut(tokens * TOKEN_SUB).enumerate() {
             let (codes, rest) = sub.split_at_mut(tokens * SUB);
+            let codes = codes.as_chunks_mut::<4>().0;
             let (scales, corrections) = rest.split_at_mut(tokens * 4);
-            for n in 0..tokens {
-                let mut numbers = [0.0; SUB];
+            let scales = scales.as_chunks_mut::<4>().0.iter_mut();
+            let places = scales.zip(corrections.as_chunks_mut::<4>().0).enumerate();
+            for (n, (own_scale, own_correction)) in places {
                 let from = &x[n * cols..(n + 1) * cols];
-                let from = &from[(s * SUB).min(cols)..(s * SUB + SUB).min(cols)];
-                numbers[..from.len()].copy_from_slice(from);
-                let (bytes, scale) = round(isa, &numbers, known.map(|known| known[n]));
+                let from = &from[((first + s) * SUB).min(cols)..];
+                let mut last = [0.0; SUB];
+                let numbers = from.first_chunk::<SUB>().unwrap_or_else(|| {
+                    last[..from.len()].copy_from_slice(from);
+                    &last
+                });
+                let (bytes, scale) = round(isa, numbers, known.map(|known| known[n]));
                 for (j, four) in bytes.as_chunks::<4>().0.iter().enumerate() {
-                    let at = if I::MATRIX {
-                        4 * (2 * (j / 2 * tokens + n) + j % 2)
-                    } else {
-                        4 * (j * tokens + n)
-                    };
-                    codes[at..at + 4].copy_from_slice(&four.map(i8::cast_unsigned));
+                    let at =
+                        if I::MATRIX { 2 * (j / 2 * tokens + n) + j % 2 } else { j * tokens + n };
+                    codes[at] = four.map(i8::cast_unsigned);
                 }
                 let total: i32 = bytes.iter().map(|b| i32::from(*b)).sum();
-                let correction = match (kind.parts(), kind.has_offsets(), kind.is_biased()) {
+                *own_correction = match (parts, offsets, biased) {
                     (2, ..) => halves(&bytes),
                     (_, true, true) => total.to_le_bytes(),
                     (_, true, false) => (-scale * total as f32).to_le_bytes(),
                     (_, false, _) => (-zero * total).to_le_bytes(),
                 };
-                scales[4 * n..4 * n + 4].copy_from_slice(&(scale / fraction).to_le_bytes());
-                corrections[4 * n..4 * n + 4].copy_from_slice(&correction);
+                *own_scale = (scale / fraction).to_le_bytes();
             }
         }
     }

@@ -104,14 +104,24 @@ impl Panels {
         out: &mut [f32],
     ) {
         match precision {
-            Precision::Fast => product::matmul(pool, self, (x, None), t, out),
+            Precision::Fast => Self::matmuls(pool, x, t, &mut [(self, out)]),
             Precision::Exact => exact::matmul(pool, self, x, t, out),
         }
     }
 
+    /// The products of the same inputs with several matrices.
+    pub(crate) fn matmuls(pool: &Pool, x: &[f32], t: usize, of: &mut [(&Self, &mut [f32])]) {
+        product::matmul(pool, (x, None), t, of);
+    }
+
+    /// Where a thread begins to read in [`Panels::matmuls`].
+    pub(crate) fn begin(pool: &Pool, of: &[&Self], t: usize, thread: usize) -> Option<*const u8> {
+        product::begin(pool, of, t, thread)
+    }
+
     /// The same with inputs that are eight-bit multiples of a scale per token, but for outliers.
     pub(crate) fn matmul_integers(&self, pool: &Pool, x: &Rounded, t: usize, out: &mut [f32]) {
-        product::matmul(pool, self, (&x.x, Some(&x.scales)), t, out);
+        product::matmul(pool, (&x.x, Some(&x.scales)), t, &mut [(self, out)]);
         if !x.outliers.is_empty() {
             columns::add(pool, self, &x.outliers, out);
         }

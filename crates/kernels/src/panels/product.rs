@@ -3,13 +3,13 @@ use std::{cell::RefCell, ops::Range};
 use lathe_simd::{Isa, LANES, Op};
 
 use super::{
-    Panels,
-    activations::{Activations, TOKEN_SUB, Tiles},
+    Panels, Shape,
+    activations::{Activations, Rounding, TOKEN_SUB, Tiles},
     codes::Codes,
     head::Head,
     kind::{Layout, with_layout},
 };
-use crate::{Pool, output::Output};
+use crate::{Pool, output::Output, tasks::Tasks};
 
 /// Bytes of panels that one task works through for all tokens: they stay in the second-level
 /// cache while a tile of activations stays in the first.
@@ -44,48 +44,83 @@ impl Op for TileTokens {
     }
 }
 
-/// Tokens per tile. With 32 registers two panels' integer sums of six tokens take twelve.
+/// Tokens per tile. With 32 registers a panel's integer sums and its sums of eight tokens take sixteen.
 const fn tile_tokens<I: Isa>() -> usize {
-    if I::REGISTERS >= 32 { 6 } else { 4 }
+    if I::REGISTERS >= 32 { 8 } else { 4 }
 }
 
-/// `out = x · wᵀ` with inputs rounded to eight bits, or to the scales that each token's are
-/// multiples of already.
+/// `out = x · wᵀ` for each of some matrices of as many columns, with inputs rounded to eight bits, or
+/// to the scales that each token's are multiples of already.
 pub(super) fn matmul(
     pool: &Pool,
-    w: &Panels,
     x: (&[f32], Option<&[f32]>),
     t: usize,
-    out: &mut [f32],
+    of: &mut [(&Panels, &mut [f32])],
 ) {
     // Taken out of its cell meanwhile: a task may call in again on this thread.
     let mut room = ROOM.take();
-    let shape = &w.shape;
-    let subs = shape.subs();
-    let need = Activations::bytes(t, subs);
+    let tiles = lathe_simd::run(TileTokens);
+    // Matrices of one kind share their inputs.
+    let mut kinds: Vec<Rounding> = Vec::with_capacity(of.len());
+    for (w, _) in of.iter() {
+        let own = Rounding::of(&w.shape);
+        if !kinds.contains(&own) {
+            kinds.push(own);
+        }
+    }
+    let bytes = |rounding: &Rounding| Activations::bytes(t, rounding.subs);
+    let need = kinds.iter().map(bytes).sum();
     if room.len() < need {
         room.resize(need, 0);
     }
-    let tiles = lathe_simd::run(TileTokens);
-    let x = Activations::quantize(pool, x, (t, subs, tiles), shape.kind, &mut room);
-    let pairs = shape.count().div_ceil(2);
-    let bytes = if t <= tiles.most { STREAM_BYTES } else { TASK_BYTES };
-    let most = (bytes / (2 * shape.panel_bytes())).max(1);
-    let per_task = most.min(pairs.div_ceil(4 * pool.threads()));
-    // As many panels side by side as leave two tasks for each thread.
-    let mut side_by_side = if t == 1 { STREAMS / 2 } else { 1 };
-    while side_by_side > 1 && pairs < side_by_side * 2 * pool.threads() {
-        side_by_side /= 2;
-    }
-    let per_task = per_task.next_multiple_of(side_by_side);
-    let out = Output::new(out);
-    pool.run(pairs.div_ceil(per_task), &|task| {
-        let first = task * per_task * 2;
-        let last = (first + per_task * 2).min(shape.count());
-        let strip = Strip { w, x: &x, first, last, out };
-        with_layout!(shape.kind, K => lathe_simd::run(Product::<K>(strip, std::marker::PhantomData)));
+    let mut rest = &mut room[..];
+    let inputs: Vec<_> = kinds
+        .iter()
+        .map(|rounding| {
+            let own = rest.split_off_mut(..bytes(rounding)).expect("room for all");
+            (*rounding, Activations::quantize(pool, x, (t, tiles), *rounding, own))
+        })
+        .collect();
+    let cuts: Vec<_> = of.iter().map(|(w, _)| panels_per_task(&w.shape, t, pool)).collect();
+    let of: Vec<_> = of.iter_mut().map(|(w, out)| (*w, Output::new(out))).collect();
+    tasks(of.iter().map(|(w, _)| *w), &cuts).run(pool, &|matrix, task| {
+        let ((w, out), panels) = (of[matrix], cuts[matrix]);
+        let like = |(rounding, _): &&(Rounding, _)| *rounding == Rounding::of(&w.shape);
+        let (_, x) = inputs.iter().find(like).expect("inputs for each kind");
+        let first = task * panels;
+        let last = (first + panels).min(w.shape.count());
+        let strip = Strip { w, x, first, last, out };
+        with_layout!(w.shape.kind, K => lathe_simd::run(Product::<K>(strip, std::marker::PhantomData)));
     });
     ROOM.set(room);
+}
+
+/// Where a thread begins to read in the product of these matrices with `t` tokens.
+pub(super) fn begin(pool: &Pool, of: &[&Panels], t: usize, thread: usize) -> Option<*const u8> {
+    let cuts: Vec<_> = of.iter().map(|w| panels_per_task(&w.shape, t, pool)).collect();
+    let (matrix, task) = tasks(of.iter().copied(), &cuts).first_of(pool, thread)?;
+    let w = of[matrix];
+    Some(w.data[task * cuts[matrix] * w.shape.panel_bytes()..].as_ptr())
+}
+
+fn tasks<'a>(of: impl Iterator<Item = &'a Panels>, panels_per_task: &[usize]) -> Tasks {
+    Tasks::new(of.zip(panels_per_task).map(|(w, panels)| w.shape.count().div_ceil(*panels)))
+}
+
+/// Panels of a task of a product with `t` tokens.
+fn panels_per_task(shape: &Shape, t: usize, pool: &Pool) -> usize {
+    let side_by_side = match t {
+        1 => STREAMS,
+        2..=4 => STREAMS / 2,
+        _ => {
+            let most = (TASK_BYTES / shape.panel_bytes()).max(2) / 2 * 2;
+            return most.min(shape.count().div_ceil(4 * pool.threads()).next_multiple_of(2));
+        }
+    };
+    // As many panels side by side as are no more than a task, and leave two tasks for each thread.
+    let most = (STREAM_BYTES / shape.panel_bytes()).min(shape.count() / (2 * pool.threads()));
+    let fits = |panels: &usize| *panels <= most.max(2);
+    std::iter::successors(Some(side_by_side), |panels| Some(panels / 2)).find(fits).unwrap_or(2)
 }
 
 /// Panels `first .. last` of a product.
@@ -105,8 +140,9 @@ impl<K: Layout> Op for Product<'_, K> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let strip = &self.0;
-        // Two panels at once where their sums fit in the registers.
-        let two = I::REGISTERS >= 32;
+        // Few tokens: several panels share the inputs' places. More: as many tokens as can share what
+        // is unpacked of one.
+        let wide = I::REGISTERS >= 32;
         for token in (0..strip.x.t).step_by(strip.x.tile) {
             let (tile, tokens) = strip.x.tile(token);
             let mut panel = strip.first;
@@ -115,29 +151,24 @@ impl<K: Layout> Op for Product<'_, K> {
                 let at = At { tile, panel, token };
                 let panels = match tokens {
                     1 if left >= STREAMS => STREAMS,
-                    1..=4 if two && left >= 4 => 4,
-                    _ if two && left >= 2 => 2,
+                    1..=4 if wide && left >= 4 => 4,
                     _ => 1,
                 };
                 match (panels, tokens) {
+                    (STREAMS, 1) if wide => strip.tile::<I, K, { STREAMS / 4 }, 4, 1>(isa, at),
+                    (STREAMS, 1) => strip.tile::<I, K, STREAMS, 1, 1>(isa, at),
+                    (4, 1) if wide => strip.tile::<I, K, 1, 4, 1>(isa, at),
+                    (4, 2) if wide => strip.tile::<I, K, 2, 2, 2>(isa, at),
+                    (4, 3) if wide => strip.tile::<I, K, 2, 2, 3>(isa, at),
+                    (4, 4) if wide => strip.tile::<I, K, 2, 2, 4>(isa, at),
                     (1, 1) => strip.tile::<I, K, 1, 1, 1>(isa, at),
                     (1, 2) => strip.tile::<I, K, 1, 1, 2>(isa, at),
                     (1, 3) => strip.tile::<I, K, 1, 1, 3>(isa, at),
                     (1, 4) => strip.tile::<I, K, 1, 1, 4>(isa, at),
-                    (1, 5) if two => strip.tile::<I, K, 1, 1, 5>(isa, at),
-                    (1, 6) if two => strip.tile::<I, K, 1, 1, 6>(isa, at),
-                    (2, 1) if two => strip.tile::<I, K, 1, 2, 1>(isa, at),
-                    (2, 2) if two => strip.tile::<I, K, 1, 2, 2>(isa, at),
-                    (2, 3) if two => strip.tile::<I, K, 1, 2, 3>(isa, at),
-                    (2, 4) if two => strip.tile::<I, K, 1, 2, 4>(isa, at),
-                    (2, 5) if two => strip.tile::<I, K, 1, 2, 5>(isa, at),
-                    (2, 6) if two => strip.tile::<I, K, 1, 2, 6>(isa, at),
-                    (4, 1) if two => strip.tile::<I, K, 1, 4, 1>(isa, at),
-                    (4, 2) if two => strip.tile::<I, K, 2, 2, 2>(isa, at),
-                    (4, 3) if two => strip.tile::<I, K, 2, 2, 3>(isa, at),
-                    (4, 4) if two => strip.tile::<I, K, 2, 2, 4>(isa, at),
-                    (STREAMS, 1) if two => strip.tile::<I, K, { STREAMS / 4 }, 4, 1>(isa, at),
-                    (STREAMS, 1) => strip.tile::<I, K, STREAMS, 1, 1>(isa, at),
+                    (1, 5) if wide => strip.tile::<I, K, 1, 1, 5>(isa, at),
+                    (1, 6) if wide => strip.tile::<I, K, 1, 1, 6>(isa, at),
+                    (1, 7) if wide => strip.tile::<I, K, 1, 1, 7>(isa, at),
+                    (1, 8) if wide => strip.tile::<I, K, 1, 1, 8>(isa, at),
                     _ => unreachable!("no tile of {panels} panels × {tokens} tokens"),
                 }
                 panel += panels;
@@ -355,7 +386,7 @@ unsafe fn matrix_dots<I: Isa, K: Layout, const P: usize, const N: usize>(
     inputs: &Inputs<N>,
 ) -> [[I::F; N]; P] {
     /// Twos of tokens in the widest tile.
-    const TWOS: usize = 3;
+    const TWOS: usize = 4;
     let mut dots = [[[isa.splat_i(0); 2]; TWOS]; P];
     // SAFETY: the caller vouches for the places; behind the inputs of the last token lie scales.
     unsafe {

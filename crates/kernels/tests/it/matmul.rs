@@ -3,12 +3,12 @@
 
 use lathe_base::{Buf, bf16};
 use lathe_formats::{AnyFormat, Blocks, FORMATS, by_name};
-use lathe_kernels::{Matrix, Pool, Precision, matmul};
+use lathe_kernels::{Inputs, Matrix, Pool, Precision, foresee, matmul, matmuls};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Tokens of the products: single, odd, and more than any tile.
-const TOKENS: [usize; 6] = [1, 2, 3, 7, 11, 33];
+const TOKENS: [usize; 8] = [1, 2, 3, 4, 5, 8, 11, 33];
 
 fn normal(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
     // A sum of twelve uniforms: normal enough, with tails that make blocks differ.
@@ -256,6 +256,49 @@ fn threads_do_not_change_a_bit() {
                 let one = product(&x, t, &w, 1);
                 for threads in [2, 5] {
                     assert_eq!(product(&x, t, &w, threads), one, "{} {threads}", format.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn several_matrices_at_once_give_the_bits_of_each_by_itself() {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let cols = 512;
+    // Of one kind, of kinds whose inputs differ, of kinds that are never multiplied together, and in sixteen bits.
+    let groups: [&[&str]; 6] = [
+        &["q4_0", "q4_0", "q4_0"],
+        &["q4_k", "q4_k", "q6_k"],
+        &["q4_0", "bf16", "f32"],
+        &["bf16", "bf16"],
+        &["fp8_row", "fp8_row", "bf16"],
+        &["q8_0", "none"],
+    ];
+    for group in groups {
+        let mut matrix = |(index, name): (usize, &&str)| {
+            // The last may have no rows at all.
+            let rows = if *name == "none" { 0 } else { [283, 16, 17][index] };
+            let format = by_name(if *name == "none" { "q8_0" } else { name }).unwrap();
+            let blocks = format.encode(rows, cols, &normal(&mut rng, rows * cols), 1).unwrap();
+            Matrix::new(blocks).unwrap()
+        };
+        let mut matrices: Vec<Matrix> = group.iter().enumerate().map(&mut matrix).collect();
+        for scheme in [Inputs::Own, Inputs::Int8PerToken] {
+            // One that rounds its inputs by a scheme is multiplied by itself.
+            let last = matrices.pop().unwrap().with_inputs(scheme);
+            matrices.push(last);
+            for (t, threads) in [(1, 1), (1, 2), (3, 3), (9, 2)] {
+                let x: Vec<f32> = (0..t * cols).map(|i| (i as f32 * 0.37).sin()).collect();
+                let pool = Pool::new(threads);
+                foresee(&pool, t, &matrices.iter().collect::<Vec<_>>());
+                let mut outs: Vec<Vec<f32>> =
+                    matrices.iter().map(|w| vec![f32::NAN; t * w.rows()]).collect();
+                let mut of: Vec<(&Matrix, &mut [f32])> =
+                    matrices.iter().zip(&mut outs).map(|(w, out)| (w, &mut out[..])).collect();
+                matmuls(&pool, &x, t, &mut of);
+                for (w, out) in matrices.iter().zip(&outs) {
+                    assert_eq!(*out, product(&x, t, w, 1), "{group:?} {t} {threads}");
                 }
             }
         }
