@@ -337,36 +337,3 @@ impl Matrix {
 fn gather(x: &[f32], order: &[u32]) -> Vec<f32> {
     x.chunks_exact(order.len()).flat_map(|x| order.iter().map(|col| x[*col as usize])).collect()
 }
-
-#[cfg(test)]
-mod tests {
-    use lathe_formats::by_name;
-
-    use super::*;
-
-    #[test]
-    fn what_is_repacked_strip_by_strip_gives_the_same_bits() {
-        let (rows, cols, t) = (5000, 4096, 3);
-        let weights: Vec<f32> = (0..1 << 16).map(|i| (i as f32 * 0.37).sin()).collect();
-        let weights: Vec<f32> = weights.iter().copied().cycle().take(rows * cols).collect();
-        let x: Vec<f32> = (0..t * cols).map(|i| (i as f32 * 0.11).cos()).collect();
-        let pool = Pool::new(2);
-        for format in ["q4_0", "int8"] {
-            let blocks = by_name(format).unwrap().encode(rows, cols, &weights, 2).unwrap();
-            assert!(blocks.bytes() > STRIP_BYTES, "more than a strip");
-            for inputs in [Inputs::Own, Inputs::Int8PerToken] {
-                for precision in [Precision::Fast, Precision::Exact] {
-                    let packed = Matrix::with(blocks.clone(), precision, &pool).unwrap();
-                    let left = Matrix::in_place(blocks.clone(), precision, &pool);
-                    assert!(left.reads_source() && !packed.reads_source());
-                    let [one, other] = [packed, left].map(|w| {
-                        let mut out = vec![0.0; t * rows];
-                        w.with_inputs(inputs).product(&pool, &x, t, &mut out);
-                        out
-                    });
-                    assert_eq!(one, other, "{format} {inputs:?} {precision:?}");
-                }
-            }
-        }
-    }
-}

@@ -73,7 +73,7 @@ fn engines_are_measured_side_by_side() {
         let times = &found.unwrap_or_else(|| panic!("no {measure}"))["times"];
         assert!(times["point"].as_f64().unwrap() > 0.0, "{measure}");
     }
-    assert_eq!(seen["roofs"].as_array().unwrap().len(), 2);
+    assert_eq!(seen["roofs"].as_array().unwrap().len(), 5, "before, between and after four trials");
     assert!(seen["models"][0]["shares"]["prefill"].as_f64().unwrap() > 0.0);
 
     let raw: Value = serde_json::from_slice(&fs::read(&saved).unwrap()).unwrap();

@@ -266,7 +266,8 @@ fn threads_do_not_change_a_bit() {
 fn several_matrices_at_once_give_the_bits_of_each_by_itself() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let cols = 512;
-    // Of one kind, of kinds whose inputs differ, of kinds that are never multiplied together, and in sixteen bits.
+    // Of one kind, of kinds whose inputs differ, of kinds that are never multiplied together, and in
+    // sixteen bits.
     let groups: [&[&str]; 6] = [
         &["q4_0", "q4_0", "q4_0"],
         &["q4_k", "q4_k", "q6_k"],
@@ -300,6 +301,29 @@ fn several_matrices_at_once_give_the_bits_of_each_by_itself() {
                 for (w, out) in matrices.iter().zip(&outs) {
                     assert_eq!(*out, product(&x, t, w, 1), "{group:?} {t} {threads}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_repacked_strip_by_strip_gives_the_same_bits() {
+    let (rows, cols, t) = (5000, 4096, 3);
+    let weights: Vec<f32> = (0..1 << 16).map(|i| (i as f32 * 0.37).sin()).collect();
+    let weights: Vec<f32> = weights.iter().copied().cycle().take(rows * cols).collect();
+    let x: Vec<f32> = (0..t * cols).map(|i| (i as f32 * 0.11).cos()).collect();
+    let pool = Pool::new(2);
+    for format in ["q4_0", "int8"] {
+        let blocks = by_name(format).unwrap().encode(rows, cols, &weights, 2).unwrap();
+        assert!(blocks.bytes() > 8 << 20, "more than a strip");
+        for inputs in [Inputs::Own, Inputs::Int8PerToken] {
+            for precision in [Precision::Fast, Precision::Exact] {
+                let packed = Matrix::with(blocks.clone(), precision, &pool).unwrap();
+                let left = Matrix::in_place(blocks.clone(), precision, &pool);
+                assert!(left.reads_source() && !packed.reads_source());
+                let [one, other] =
+                    [packed, left].map(|w| product(&x, t, &w.with_inputs(inputs), 2));
+                assert_eq!(one, other, "{format} {inputs:?} {precision:?}");
             }
         }
     }

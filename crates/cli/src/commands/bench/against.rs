@@ -8,6 +8,7 @@ use lathe_stats::Interval;
 
 use super::{
     Advantage, Bench, Measured,
+    roofs::spread,
     show::{method, shown},
 };
 use crate::ui;
@@ -158,18 +159,22 @@ fn times(ratio: f64) -> String {
     if ratio < 1000.0 { format!("{ratio:.2}") } else { format!("{ratio:.0e}") }
 }
 
-/// The roofs in a line, as they were before and after the trials.
+/// The roofs in a line, and how far they moved from trial to trial.
 fn roofs(roofs: &[Peaks]) -> String {
-    let [before, .., after] = roofs else { return String::new() };
-    let span =
-        |of: fn(&Peaks) -> f64| format!("{:.0} and {:.0}", of(before) / 1e9, of(after) / 1e9);
-    format!(
-        "peaks before and after: memory {} GB/s, int8 {} GOPS, bf16 {} and f32 {} GFLOPS\n",
+    if roofs.is_empty() {
+        return String::new();
+    }
+    let span = |of: fn(&Peaks) -> f64| {
+        let (low, middle, high) = spread(roofs, of);
+        format!("{:.0} ({:.0} to {:.0})", middle / 1e9, low / 1e9, high / 1e9)
+    };
+    wrapped(&format!(
+        "peaks before, between and after the trials: memory {} GB/s, int8 {} GOPS, bf16 {} and f32 {} GFLOPS",
         span(|p| p.read),
         span(|p| p.int8),
         span(|p| p.bf16),
         span(|p| p.f32)
-    )
+    ))
 }
 
 /// Which programs were asked, and how they were started, each once.

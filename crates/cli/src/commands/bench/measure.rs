@@ -89,18 +89,19 @@ pub(crate) fn measure(asked: &Asked<'_>, progress: &dyn Progress) -> anyhow::Res
     let orders: Vec<(String, Order)> =
         candidates.iter().map(|c| (c.name.clone(), c.order.clone())).collect();
     let machine = Machine::analyse(None);
-    let mut roofs = Roofs::before(!against.is_empty(), timing.engine.threads(), progress);
+    let mut roofs = Roofs::new(!against.is_empty(), timing.engine.threads());
+    roofs.measure(progress);
     let monitor = Monitor::start();
     sleep(MARGIN);
     let mut done = Vec::new();
     let mut keep = |round: Round| {
         done.push(round);
+        roofs.measure(progress);
         anyhow::Ok(Next::Again)
     };
     rounds(&launcher, &orders, 0..timing.rounds, &[], &monitor, progress, &mut keep)?;
     sleep(MARGIN);
     let timeline = monitor.stop();
-    roofs.after(progress);
     let advantages = advantages(&candidates, &done, &workload, timing.level);
     let measured = |entry: &Entry| {
         let figures = figures(&done, &entry.name, timing.level);

@@ -71,7 +71,7 @@ impl Demand {
     }
 }
 
-/// The machine's peaks, measured before and after the trials, as machines drift.
+/// The machine's peaks, measured before, between and after the trials, as machines drift.
 pub(super) struct Roofs {
     measured: Vec<Peaks>,
     /// `None` where nobody asked.
@@ -79,13 +79,11 @@ pub(super) struct Roofs {
 }
 
 impl Roofs {
-    pub(super) fn before(wanted: bool, threads: usize, progress: &dyn Progress) -> Self {
-        let mut roofs = Self { measured: Vec::new(), threads: wanted.then_some(threads) };
-        roofs.after(progress);
-        roofs
+    pub(super) fn new(wanted: bool, threads: usize) -> Self {
+        Self { measured: Vec::new(), threads: wanted.then_some(threads) }
     }
 
-    pub(super) fn after(&mut self, progress: &dyn Progress) {
+    pub(super) fn measure(&mut self, progress: &dyn Progress) {
         if let Some(threads) = self.threads {
             progress.at("measuring what the machine can do", 0, 1);
             // A pool of its own each time: none is there while engines are timed.
@@ -97,7 +95,7 @@ impl Roofs {
         self.measured
     }
 
-    /// How near an engine's figures come to the mean of what was measured.
+    /// How near an engine's figures come to the medians of what was measured.
     pub(super) fn shares(
         &self,
         demand: &Demand,
@@ -105,23 +103,47 @@ impl Roofs {
         machine: &Machine,
         figures: &Figures,
     ) -> Option<Shares> {
-        let mean = |of: fn(&Peaks) -> f64| {
-            self.measured.iter().map(of).sum::<f64>() / self.measured.len() as f64
-        };
         if self.measured.is_empty() {
             return None;
         }
+        let median = |of: fn(&Peaks) -> f64| spread(&self.measured, of).1;
         let last_level = machine.cpu.caches.iter().map(|c| c.size.0 * c.instances as u64).max();
         let in_cache = last_level.is_some_and(|cache| demand.decode_bytes <= cache as f64);
-        let reading = demand.decode_bytes / mean(|peaks| peaks.read);
+        let reading = demand.decode_bytes / median(|peaks| peaks.read);
         // Where there are no bf16 instructions, f32 does the work.
-        let computing = demand.int8 / mean(|peaks| peaks.int8)
-            + demand.bf16 / mean(|peaks| peaks.bf16.max(peaks.f32))
-            + demand.f32 / mean(|peaks| peaks.f32);
+        let computing = demand.int8 / median(|peaks| peaks.int8)
+            + demand.bf16 / median(|peaks| peaks.bf16.max(peaks.f32))
+            + demand.f32 / median(|peaks| peaks.f32);
         let per_token = computing / workload.prompt_tokens as f64;
         Some(Shares {
             decode: figures.decode.filter(|_| !in_cache).map(|rate| rate.point * reading),
             prefill: figures.prefill.map(|rate| rate.point * per_token),
         })
+    }
+}
+
+/// The lowest, the median and the highest of some peaks; of none 0.
+pub(super) fn spread(measured: &[Peaks], of: fn(&Peaks) -> f64) -> (f64, f64, f64) {
+    let mut all: Vec<f64> = measured.iter().map(of).collect();
+    all.sort_by(f64::total_cmp);
+    let (Some(low), Some(high)) = (all.first(), all.last()) else { return (0.0, 0.0, 0.0) };
+    let middle = (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2.0;
+    (*low, middle, *high)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peaks_are_summed_up_by_their_median() {
+        let peaks = |read: f64| Peaks { read, int8: 1.0, bf16: 1.0, f32: 1.0 };
+        let of = |reads: &[f64]| {
+            spread(&reads.iter().map(|read| peaks(*read)).collect::<Vec<_>>(), |peaks| peaks.read)
+        };
+        assert_eq!(of(&[]), (0.0, 0.0, 0.0));
+        assert_eq!(of(&[3.0]), (3.0, 3.0, 3.0));
+        assert_eq!(of(&[9.0, 1.0, 4.0]), (1.0, 4.0, 9.0));
+        assert_eq!(of(&[9.0, 1.0, 4.0, 6.0]), (1.0, 5.0, 9.0));
     }
 }
